@@ -34,18 +34,18 @@ def new_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator[
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        os.chmod(draft, 0o777 & ~_umask())  # mkdtemp makes it private; a result is to be read by others
+        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a result is to be read by others
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror}); choose another folder.") from error
     try:
         yield draft
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(draft, path)
+            path.replace(old / path.name)
+            draft.replace(path)
             shutil.rmtree(old)
         else:
-            os.replace(draft, path)
+            draft.replace(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
