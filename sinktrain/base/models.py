@@ -79,7 +79,7 @@ def load_tokenizer(name: str, option: str = "model.name", **hub: Any) -> PreTrai
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if name.endswith(".json") and Path(name).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=name)
+        return PreTrainedTokenizerFast(tokenizer_file=name)  # type: ignore[no-untyped-call]
     location = locate(name, option)
     with _quiet(), _explain(name, option, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location.path, **location.arguments, **hub)
@@ -185,7 +185,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(40)  # logging.ERROR
     try:
         with redirect_stderr(io.StringIO()):  # the bars of the GGUF reader obey no switch
             yield
