@@ -79,7 +79,7 @@ def load_tokenizer(name: str, option: str = "model.name", **hub: Any) -> PreTrai
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if name.endswith(".json") and Path(name).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=name)  # type: ignore[no-untyped-call]
+        return PreTrainedTokenizerFast(tokenizer_file=name)
     location = locate(name, option)
     with _quiet(), _explain(name, option, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location.path, **location.arguments, **hub)
@@ -130,7 +130,7 @@ def model_from_config(config: dict[str, Any], vocabulary: int, seed: int = 0) ->
         built = AutoConfig.for_model(kind, **fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 built, dtype=torch.float32
             )
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -1,0 +1,73 @@
+"""Tiny random models of several families, and a tokenizer, for all tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 97
+
+torch.set_num_threads(1)  # threads only get in the way of models this small
+
+_SHARED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "num_key_value_heads": 2},
+    "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.25, "hidden_size": 64},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2},
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+class Float64Rotary(torch.nn.Module):
+    """The rotary embedding of transformers with angles in float64; theirs are float32 in a float64 model too."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", inner.inv_freq.double(), persistent=False)
+        self.scaling = inner.attention_scaling
+
+    def forward(self, x: Tensor, position_ids: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        angles = position_ids.double()[..., None] * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+
+
+def tiny_model(
+    family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any
+) -> PreTrainedModel:
+    """A random model whose attention is far from uniform, so that a wrong mask or distance shows."""
+    settings = {**_SHARED, **FAMILIES[family], **fields}
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings), dtype=dtype)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.mul_(8 if any(part in name for part in ("q_proj", "k_proj", "query_key_value")) else 3)
+    if dtype == torch.float64:
+        base = model.base_model
+        base.rotary_emb = Float64Rotary(base.rotary_emb)
+    return model.eval()
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def text() -> Tensor:
+    return torch.randint(0, VOCABULARY, (90,), generator=torch.Generator().manual_seed(1))
