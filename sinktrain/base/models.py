@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,20 @@ def load_model(name: str, dtype: torch.dtype | None = None, option: str = "model
     return model
 
 
+def load_config(name: str, option: str = "model.name", **hub: Any) -> PreTrainedConfig:
+    """Loads only the config of the model that `name` (see `locate`) holds.
+
+    Raises:
+        UserError: nothing of that name holds a model.
+    """
+    from transformers import AutoConfig
+
+    location = locate(name, option)
+    with _quiet(), _explain(name, option, "model"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(location.path, **location.arguments, **hub)
+    return config
+
+
 def model_from_config(config: dict[str, Any], vocabulary: int, seed: int = 0) -> PreTrainedModel:
     """A model with random weights for training from scratch.
 
@@ -130,9 +144,7 @@ def model_from_config(config: dict[str, Any], vocabulary: int, seed: int = 0) ->
         built = AutoConfig.for_model(kind, **fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                built, dtype=torch.float32
-            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"model.config: {_first_line(error)}") from error
     return model

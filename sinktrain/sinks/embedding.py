@@ -1,0 +1,85 @@
+"""The sink's row in the embedding: room for it, and what it holds before training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sinktrain.base.errors import UserError
+from sinktrain.sinks.config import SinkConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MULTIPLE = 64
+"""The vocabulary is padded to a multiple of this, which matrix units like."""
+
+
+def grow_embedding(
+    model: PreTrainedModel, vocabulary: int, sink_ids: list[int], config: SinkConfig, bos_id: int | None = None
+) -> None:
+    """Makes room for the sinks in the input embedding and the head, tied or not, and fills the new rows, in place.
+
+    Rows that pad the vocabulary hold the mean row: an average logit, and never generated. The head's row for a sink is
+    the mean too, whatever `config.init` says of the embedding: a sink is never a target.
+
+    Args:
+        model: a causal language model; its config and generation config learn the sink's id.
+        vocabulary: the tokenizer's size, sinks included.
+        sink_ids: the rows of the sinks.
+        config: says what the rows hold.
+        bos_id: the row to copy for `init: bos`.
+
+    Raises:
+        UserError: `init: bos` without a BOS token.
+    """
+    if config.kind == "none":
+        return
+    if config.init == "bos" and bos_id is None:
+        raise UserError("sink.init bos: the model's tokenizer has no BOS token; use sink.init mean.")
+    old = _weight(model.get_input_embeddings()).shape[0]
+    rows = -(-max(old, vocabulary) // MULTIPLE) * MULTIPLE
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    embedding, head = _weight(model.get_input_embeddings()), model.get_output_embeddings()
+    known = min(old, min(sink_ids))
+    with torch.no_grad():
+        for weight in {id(weight): weight for weight in (embedding, _weight(head))}.values():  # one, if tied
+            _fill_with_mean(weight, known)
+        if isinstance(bias := getattr(head, "bias", None), Tensor):
+            bias[known:] = bias[:known].mean()
+        embedding[sink_ids] = _first_rows(embedding, known, config, bos_id)
+    _tell_configs(model, vocabulary, rows, sink_ids)
+
+
+def _weight(module: torch.nn.Module) -> Tensor:
+    assert isinstance(module.weight, Tensor)
+    return module.weight
+
+
+def _fill_with_mean(weight: Tensor, known: int) -> None:
+    weight[known:] = weight[:known].float().mean(dim=0).to(weight.dtype)
+
+
+def _first_rows(embedding: Tensor, known: int, config: SinkConfig, bos_id: int | None) -> Tensor:
+    """The rows (k, D) that the sinks start from."""
+    old = embedding[:known].float()
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(config.count, old.shape[1], generator=generator).to(old.device) * old.std()
+    if config.init == "normal":
+        rows = noise
+    else:
+        # A hundredth of the spread tells several sinks apart and leaves a single one where it is.
+        rows = (old.mean(dim=0) if config.init == "mean" else old[bos_id]) + 0.01 * noise
+    return rows.to(embedding.dtype)
+
+
+def _tell_configs(model: PreTrainedModel, vocabulary: int, rows: int, sink_ids: list[int]) -> None:
+    """BOS is the sink, and generation suppresses sinks and padding rows."""
+    model.config.bos_token_id = sink_ids[0]
+    generation: Any = model.generation_config
+    if generation is not None:
+        generation.bos_token_id = sink_ids[0]
+        suppressed = {*(generation.suppress_tokens or ()), *sink_ids, *range(vocabulary, rows)}
+        generation.suppress_tokens = sorted(suppressed)

@@ -1,0 +1,80 @@
+"""The sink as a vocabulary entry of its own, put in front of every text by the tokenizer itself."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from sinktrain.base.errors import UserError
+from sinktrain.sinks.config import SinkConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SINK = re.compile(r"<sink(?:_(\d+))?>")
+
+
+def sink_ids_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the sink tokens that `tokenizer` holds, in their order; empty when it holds none."""
+    found = [(int(match[1] or 0), index) for token, index in _sinks(tokenizer) if (match := _SINK.fullmatch(token))]
+    return [index for _, index in sorted(found)]
+
+
+def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> list[int]:
+    """Gives `tokenizer` the sink tokens, in place, and returns their ids.
+
+    The first becomes `bos_token`. `tokenizer("text")` then begins with the sinks, exactly once: with the
+    `TemplateProcessing` post-processor, which goes into `tokenizer.json`, so that no engine needs code of ours. A BOS
+    or EOS that the old post-processor put around a text is dropped, since training samples do not have it.
+
+    Raises:
+        UserError: the tokenizer holds a sink already, has no room for one, or is not backed by `tokenizers`.
+    """
+    if config.kind == "none":
+        return []
+    if held := [token for token, _ in _sinks(tokenizer)]:
+        raise UserError(f"model.name: its tokenizer holds {held[0]} already; start from a model without a sink.")
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(
+            f"model.tokenizer: {type(tokenizer).__name__} has no room for a token that stands in front of every text; "
+            "use a tokenizer with a tokenizer.json."
+        )
+    before = len(tokenizer)
+    others = [*_extra_tokens(tokenizer), *config.tokens[1:]]
+    tokenizer.add_special_tokens({"bos_token": config.tokens[0], "additional_special_tokens": others})
+    ids = [tokenizer.get_vocab().get(token, -1) for token in config.tokens]
+    if ids != list(range(before, before + config.count)):
+        raise UserError(
+            f"model.tokenizer: has no room for {config.tokens[-1]}; use a tokenizer that takes new vocabulary entries."
+        )
+    _put_in_front(tokenizer, config.tokens, ids)
+    return ids
+
+
+def _sinks(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
+    return [(token, index) for token, index in tokenizer.get_vocab().items() if _SINK.fullmatch(token)]
+
+
+def _extra_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens without a role of their own, which `add_special_tokens` would otherwise replace."""
+    extra: Any = getattr(tokenizer, "extra_special_tokens", None) or []
+    return list(extra.values() if isinstance(extra, dict) else extra)
+
+
+def _put_in_front(tokenizer: PreTrainedTokenizerBase, tokens: list[str], ids: list[int]) -> None:
+    from tokenizers import processors
+
+    sinks = " ".join(tokens)
+    template = processors.TemplateProcessing(
+        single=f"{sinks} $A", pair=f"{sinks} $A $B", special_tokens=list(zip(tokens, ids, strict=True))
+    )
+    if len(tokens) == 1:
+        # Read by transformers (which then writes the same template itself) and by the converters of other engines. With
+        # several sinks it would put only the first in front, so there tokenizer.json speaks alone.
+        tokenizer.init_kwargs["add_bos_token"] = True
+        vars(tokenizer)["_add_bos_token"] = True
+    else:
+        tokenizer.init_kwargs.pop("add_bos_token", None)
+    tokenizer.init_kwargs.pop("add_eos_token", None)
+    vars(tokenizer)["_should_update_post_processor"] = False
+    tokenizer.backend_tokenizer.post_processor = template
