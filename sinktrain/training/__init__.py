@@ -1,1 +1,25 @@
-"""."""
+"""Training: the LightningModule, its optimizer and schedule, checkpoints, the verb `fit`.
+
+`SinkModule` needs lightning, which is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sinktrain.training.checkpoints import load_checkpoint
+    from sinktrain.training.module import SinkModule
+    from sinktrain.training.optimizer import OptimizerConfig
+
+__all__ = ["OptimizerConfig", "SinkModule", "load_checkpoint"]
+
+_HOMES = {"SinkModule": "module", "OptimizerConfig": "optimizer", "load_checkpoint": "checkpoints"}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# All checks of the project: set-up, lint, format, types, rooms, tests. Stops at the first that fails.
+#
+#     scripts/test.sh                     the quick tests
+#     scripts/test.sh --slow              the slow ones too
+#     scripts/test.sh tests/base -x       further arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+arguments=()
+which_tests=(-m "not slow")
+for argument in "$@"; do
+    if [[ $argument == --slow ]]; then which_tests=(); else arguments+=("$argument"); fi
+done
+
+step() {
+    printf '\n== %s\n' "$1"
+    shift
+    "$@" || { status=$?; printf '\nfailed: %s\n' "$*" >&2; exit "$status"; }
+}
+
+step "set-up" bash scripts/setup.sh
+
+export PATH="$PWD/.venv/bin:$PATH" VIRTUAL_ENV="$PWD/.venv"
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1         # a test that needs the network fails at once, everywhere
+export TOKENIZERS_PARALLELISM=true                    # decided here, so that no forked worker warns about it
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"        # the tests' models are tiny: on 64 cores more threads only wait
+
+step "lint (ruff check)" python -m ruff check .
+step "format (ruff format --check)" python -m ruff format --check .
+step "types (mypy)" python -m mypy
+step "rooms (lint-imports)" lint-imports
+step "tests (pytest)" python -m pytest ${which_tests[@]+"${which_tests[@]}"} ${arguments[@]+"${arguments[@]}"}

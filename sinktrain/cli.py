@@ -1,0 +1,106 @@
+"""The front door: one subcommand a verb. Heavy imports happen inside the verb that needs them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import sinktrain
+from sinktrain.base.errors import UserError
+
+VERBS = {
+    "prepare": ("sinktrain.data.prepare", "turn text into tokens"),
+    "fit": ("sinktrain.training.fit", "train a model with a sink token in front of every sample"),
+    "evaluate": ("sinktrain.evaluation.evaluate", "stream a text through a model under a grid of caches"),
+    "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),
+    "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
+    "report": ("sinktrain.reporting.report", "make the page of a run"),
+}
+"""Each verb: the module with a function of its name, and what it does."""
+
+USER_MISTAKE = 2
+
+
+def usage() -> str:
+    """What `sinktrain --help` prints."""
+    lines = [f"  {verb:<10}{help_text}" for verb, (_, help_text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: sinktrain VERB [options] [--debug]",
+            "",
+            (sinktrain.__doc__ or "").strip().splitlines()[0],
+            "",
+            "verbs, in the order of their use:",
+            *lines,
+            "",
+            "Every option can also stand in a YAML file (--config FILE); --print_config prints them all.",
+            "`sinktrain VERB --help` explains the options of a verb. --debug shows the traceback of an error.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns its exit status: 0, or 2 with one sentence on stderr for a mistake in the input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"sinktrain {sinktrain.__version__}")
+        return 0
+    try:
+        return _run(arguments[0], arguments[1:])
+    except Exception as error:
+        if debug or not _is_mistake(error):
+            raise
+        print(f"sinktrain {arguments[0]}: {_sentence(error)}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print(f"sinktrain {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb not in VERBS:
+        raise UserError(f"{verb!r} is not a verb; use one of {', '.join(VERBS)}.")
+    from sinktrain.base.allocator import keep_memory
+
+    keep_memory()
+    function = getattr(importlib.import_module(VERBS[verb][0]), verb)
+    if verb == "fit":  # LightningCLI, jsonargparse too, builds its own parser
+        function(arguments)
+        return 0
+    result = function(**_parse(verb, function, arguments))
+    return result if isinstance(result, int) else 0
+
+
+def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
+    """The keyword arguments of a verb's function, from its signature and docstring."""
+    from jsonargparse import ArgumentParser
+
+    summary = (function.__doc__ or "").split("Args:")[0].strip()
+    parser = ArgumentParser(prog=f"sinktrain {verb}", description=summary, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    parser.add_function_arguments(function, as_positional=False)
+    parsed = parser.instantiate_classes(parser.parse_args(arguments))
+    return {name: value for name, value in vars(parsed).items() if name != "config"}
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether the user can mend it: ours, the parser's, or Lightning's own check of its options."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"UserError", "ArgumentError", "MisconfigurationException"})
+
+
+def _sentence(error: Exception) -> str:
+    """One line, without the parser's advice."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

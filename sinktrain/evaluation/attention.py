@@ -1,0 +1,53 @@
+"""How much attention goes to the first position: by layer and head, and Gu et al.'s sink metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinktrain.evaluation.subject import Subject, Text
+from sinktrain.streaming.rotary import attention_implementation
+
+THRESHOLD = 0.3
+"""A head has a sink when it puts more than this on the position (Gu et al., arXiv 2410.10781, section 3.2)."""
+
+
+@torch.no_grad()
+def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequences: int = 16) -> dict[str, Any] | None:
+    """The attention on position 0 of short sequences cut from the text, a model's sinks in front of each.
+
+    alpha_0 of a head is the mean over the queries i >= 1 of the attention from i to position 0, averaged over the
+    sequences; the sink metric is the share of heads with alpha_0 > 0.3 (query 0 is left out: it can see nothing else).
+
+    Args:
+        subject: the model.
+        text: where the sequences come from, evenly spread.
+        length: positions a sequence, sinks included.
+        sequences: how many.
+
+    Returns:
+        `share` ([layer][head]), `sink_metric`, `length`, `sequences`; None if the text is shorter than a sequence.
+    """
+    sinks = torch.tensor(subject.sink_ids, dtype=torch.long)
+    width = length - len(sinks)
+    sequences = min(sequences, len(text.tokens) // width)
+    if sequences == 0:
+        return None
+    starts = torch.linspace(0, len(text.tokens) - width, sequences).long().tolist()
+    rows = torch.stack([torch.cat((sinks, text.tokens[s : s + width])) for s in starts]).to(subject.model.device)
+    with attention_implementation(subject.model, "eager"):
+        layers = subject.model(input_ids=rows, use_cache=False, output_attentions=True).attentions
+    share = torch.stack([_to_first(weights) for weights in layers])  # (layers, heads)
+    return {
+        "share": [[round(value, 5) for value in layer] for layer in share.tolist()],
+        "sink_metric": float((share > THRESHOLD).float().mean()),
+        "length": length,
+        "sequences": sequences,
+    }
+
+
+def _to_first(weights: Tensor) -> Tensor:
+    """(B, H, T, T) attention probabilities to the mean (H,) over B and the queries 1 ... T-1 of that on position 0."""
+    return weights[:, :, 1:, 0].float().mean(dim=(0, 2))

@@ -1,0 +1,78 @@
+"""The model card: what the sink is, how to stream with it, and what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sinktrain.sinks.tokenizer import sink_ids_of
+from sinktrain.training.checkpoints import Trained
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- attention-sink
+- streaming
+- sinktrain
+---
+
+# {name}
+
+{about}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0], skip_special_tokens=True))
+```
+
+## Is the sink enough?
+
+{verdict}
+
+## Limits
+
+A streaming cache forgets what has left it: the model goes on fluently, but does not remember. Attention sinks are
+described in Xiao et al., Efficient Streaming Language Models with Attention Sinks, ICLR 2024 (arXiv 2309.17453).
+"""
+
+
+def model_card(trained: Trained, name: str, verdict: dict[str, Any] | None) -> str:
+    """Markdown with the metadata that the hub reads.
+
+    Args:
+        trained: the model, its tokenizer and sink.
+        name: of the exported folder.
+        verdict: the record of `sinktrain verify`, if there is one.
+    """
+    return _CARD.format(name=name, about=_about(trained), verdict=_verdict(verdict))
+
+
+def _about(trained: Trained) -> str:
+    count = len(sink_ids_of(trained.tokenizer))
+    kind, size = type(trained.model).__name__, f"{sum(p.numel() for p in trained.model.parameters()):,}"
+    if count == 0:
+        return f"A {kind} with {size} parameters, trained without a sink token."
+    tokens = " ".join(f"`{token}`" for token in trained.sink.tokens)
+    return (
+        f"A {kind} with {size} parameters, trained with {tokens} in front of every sample as its attention sink. "
+        "The tokenizer puts it in front of every text as BOS. To stream forever, keep the first "
+        f"{count} position{'s' if count > 1 else ''} and the most recent ones in the key-value cache, and evict "
+        "the rest."
+    )
+
+
+def _verdict(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "Not judged."
+    rows = [pair for pair in [*record["comparisons"], record.get("needed")] if pair]
+    table = ["| caches | tokens | difference in NLL (nats) | 95% interval |", "|---|---|---|---|"]
+    table += [
+        f"| {row['a']} minus {row['b']} | {row['tokens']:,} | {row['difference']:+.4f} "
+        f"| {row['interval'][0]:+.4f} to {row['interval'][1]:+.4f} |"
+        for row in rows
+    ]
+    return " ".join(record["sentences"]) + "\n\n" + "\n".join(table)

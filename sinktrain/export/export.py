@@ -1,0 +1,70 @@
+"""The verb `export`: a checkpoint becomes a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from sinktrain.base.errors import UserError
+from sinktrain.base.folders import new_folder
+from sinktrain.base.terminal import say
+from sinktrain.export.card import model_card
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    verdict: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a checkpoint as a plain Hugging Face model: safetensors, config, tokenizer, model card.
+
+    The sink is an ordinary vocabulary entry and the tokenizer's BOS, put in front of every text by the tokenizer, and
+    generation suppresses it.
+
+    Args:
+        checkpoint: A `.ckpt` that `sinktrain fit` wrote.
+        out: The folder to write.
+        dtype: Of the weights.
+        verdict: The JSON that `sinktrain verify` wrote, for the table of the model card.
+        overwrite: Replace an existing folder.
+
+    Returns:
+        The folder.
+    """
+    import torch
+
+    from sinktrain.training.checkpoints import load_checkpoint
+
+    judged = None if verdict is None else _read_verdict(verdict)
+    with new_folder(out, "--out", overwrite=overwrite) as folder:
+        trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint")
+        trained.model.save_pretrained(folder)
+        trained.tokenizer.save_pretrained(folder)
+        _check(folder, trained.tokenizer("text").input_ids)
+        (folder / "README.md").write_text(model_card(trained, out.name, judged))
+    say(f"exported step {trained.step} of {checkpoint} as {dtype}")
+    say(f"model: {out}")
+    return out
+
+
+def _read_verdict(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        record["sentences"], record["comparisons"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--verdict {path}: is not a verdict; name the JSON that `sinktrain verify` wrote.") from error
+    return record
+
+
+def _check(folder: Path, expected: list[int]) -> None:
+    """The tokenizer as another program will load it puts the sinks in front exactly as the trained one does."""
+    from transformers import AutoTokenizer
+
+    if (found := AutoTokenizer.from_pretrained(folder)("text").input_ids) != expected:
+        raise UserError(
+            f"--checkpoint: its tokenizer does not survive saving ({expected} became {found}); "
+            "train with a tokenizer that has a tokenizer.json."
+        )

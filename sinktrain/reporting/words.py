@@ -1,0 +1,129 @@
+"""Sentences that say what was found, whichever way it came out."""
+
+from __future__ import annotations
+
+import math
+
+from sinktrain.reporting.numbers import change, nats, ppl
+from sinktrain.reporting.records import Results, Row, Verdict
+
+DEFAULT_MARGIN = math.log(1.01)
+
+
+def describe(row: Row) -> str:
+    """What a row keeps of the history."""
+    if row.method == "dense":
+        return "the whole history"
+    if row.method == "recompute":
+        return "a fresh forward for each sampled token"
+    first, _, recent = row.name.partition("+")
+    return f"the {recent} most recent" if row.method == "window" else f"the first {first} and the {recent} most recent"
+
+
+def claim(verdict: Verdict) -> str:
+    """What the verdict is about."""
+    against = " and as ".join(dict.fromkeys(item.b for item in verdict.comparisons))
+    if not against:
+        return "One sink is as good as several, and as recompute"
+    return f"{verdict.comparisons[0].a} is as good as {against}"
+
+
+def lost_sink(results: Results) -> str | None:
+    """Why the window row of a model with sink tokens can be so bad; None where there is nothing to explain."""
+    row = next((row for row in results.rows if row.method == "window"), None)
+    if row is None or not results.sinks:
+        return None
+    sink, has = ("sink token", "that token") if results.sinks == 1 else ("sink tokens", "those tokens")
+    return (
+        f"The cache {row.name} keeps no first positions: once it is full, it has lost the {sink}. This model was trained "
+        f"with {has} in front of every sample and never without, so its NLL can explode there. The other caches keep "
+        "position 0. The row shows what the sink does; it is not a way to use this model."
+    )
+
+
+def findings(results: Results, base: Results | None, margin: float | None) -> list[str]:
+    """What one kept position, and none, does in each model, and what the dedicated sink has changed.
+
+    Args:
+        results: the fine-tuned model.
+        base: the model it came from.
+        margin: the difference in NLL that counts as none, in nats; the verdict's, or ln(1.01).
+    """
+    limit = DEFAULT_MARGIN if margin is None else margin
+    said = [
+        sentence
+        for name, model in (("fine-tuned", results), ("base", base))
+        if model is not None
+        for sentence in (_one_and_more(name, model), _none(name, model))
+        if sentence
+    ]
+    if base is not None:
+        said += [sentence for sentence in (_what_changed(results, base, limit), _attention(results, base)) if sentence]
+        said.append(
+            "Fine-tuning moves every PPL by itself, sink or not: compare the caches inside one model, "
+            "and not one model's PPL with the other's."
+        )
+    return said
+
+
+def _fewest_and_most(results: Results) -> tuple[Row, Row] | None:
+    """The streaming rows with the fewest and the most first positions, when there are two."""
+    rows = [row for row in results.rows if row.method == "streaming"]
+    if len(rows) < 2:
+        return None
+    rows.sort(key=lambda row: int(row.name.partition("+")[0]))
+    return rows[0], rows[-1]
+
+
+def _difference(a: Row, b: Row) -> float:
+    return a.nll_full_cache - b.nll_full_cache
+
+
+def _one_and_more(name: str, results: Results) -> str | None:
+    pair = _fewest_and_most(results)
+    if pair is None:
+        return None
+    few, many = pair
+    gap = _difference(few, many)
+    return (
+        f"In the {name} model {few.name} has PPL {ppl(few.ppl_full_cache)} with a full cache and {many.name} has "
+        f"{ppl(many.ppl_full_cache)}: {nats(gap)} nats ({change(gap)})."
+    )
+
+
+def _none(name: str, results: Results) -> str | None:
+    window = next((row for row in results.rows if row.method == "window"), None)
+    kept = next((row for row in results.rows if row.method == "streaming"), None)
+    if window is None or kept is None:
+        return None
+    gap = _difference(window, kept)
+    return f"Without any first position ({window.name}) it has {ppl(window.ppl_full_cache)}: {nats(gap)} nats ({change(gap)})."
+
+
+def _what_changed(results: Results, base: Results, limit: float) -> str | None:
+    before, after = _fewest_and_most(base), _fewest_and_most(results)
+    if before is None or after is None or not results.sinks:
+        return None
+    gaps = _difference(*before), _difference(*after)
+    if not all(math.isfinite(gap) for gap in gaps):
+        return None
+    few = after[0].name
+    was, now = (gap <= limit for gap in gaps)
+    if was and now:
+        text = f"its first token alone already did the job, and the sink token does it now: the gain of {few} is none here."
+    elif now:
+        text = f"its first token alone was not enough, and the sink token is: this is what the sink token changes for {few}."
+    elif was:
+        text = "its first token alone did the job, and the sink token does not: fine-tuning has made this worse."
+    else:
+        text = "its first token alone was not enough, and the sink token is not enough either."
+    return f"So, for the base model, {text} (A difference of up to {nats(limit)} nats counts as none; see the verdict for intervals.)"
+
+
+def _attention(results: Results, base: Results) -> str | None:
+    if results.attention is None or base.attention is None:
+        return None
+    return (
+        f"Heads that give position 0 more than 0.3 of their attention: {base.attention['sink_metric']:.0%} in the base "
+        f"model, {results.attention['sink_metric']:.0%} in the fine-tuned model."
+    )

@@ -1,0 +1,179 @@
+"""The LightningModule: any causal language model of transformers, trained with a sink in front of every sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
+
+from sinktrain.base.errors import UserError
+from sinktrain.base.models import (
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_from_config,
+    trained_length,
+)
+from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.embedding import grow_embedding
+from sinktrain.sinks.tokenizer import add_sink_tokens
+from sinktrain.training.checkpoints import check_record, checkpoint_record
+from sinktrain.training.optimizer import OptimizerConfig, build_optimizer, build_schedule
+
+
+class SinkModule(L.LightningModule):
+    """Fine-tunes a pretrained causal language model, or trains one from scratch, with learnable sink tokens.
+
+    Args:
+        name: the pretrained model: a folder, a `.gguf` file, `package:NAME` for a model inside an installed Python
+            package, or a name on the Hugging Face hub.
+        config: for training from scratch instead: the fields of a transformers config, with `model_type`.
+        tokenizer: the tokenizer, if it is not the model's own; needed with `config`.
+        sink: how attention gets its outlet.
+        optimizer: AdamW and its schedule.
+        seed: of the initial weights, with `config`.
+        gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        revision: of a hub model.
+        trust_remote_code: run code that comes with a hub model; off unless you trust its author.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        sink: SinkConfig = SinkConfig(),  # noqa: B008 (it is frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if (name is None) == (config is None):
+            raise UserError("model.name, model.config: give one of them, a pretrained model or a config for a new one.")
+        self.name, self.new_config, self.sink, self.optimizer = name, config, sink, optimizer
+        self.seed, self.gradient_checkpointing = seed, gradient_checkpointing
+        self.hub: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+        if revision is not None:
+            self.hub["revision"] = revision
+        if tokenizer is None and name is None:
+            raise UserError("model.tokenizer: a model from model.config needs one; name a folder or tokenizer.json.")
+        option = "model.name" if tokenizer is None else "model.tokenizer"
+        self.tokenizer = load_tokenizer(str(tokenizer or name), option, **self.hub)
+        self.tokenizer_fingerprint = fingerprint(self.tokenizer)
+        self.bos_id: int | None = self.tokenizer.bos_token_id
+        self.sink_ids = add_sink_tokens(self.tokenizer, sink)
+        length = load_config(name, **self.hub) if name else _Fields(config or {})
+        self.trained_length = trained_length(length)
+        self.model: Any = None
+
+    def configure_model(self) -> None:
+        """Loads or makes the model and gives it the sink's row; Lightning calls this once it knows the devices."""
+        if self.model is not None:
+            return
+        if self.name is not None:
+            self.model = load_model(self.name, **self.hub)
+        else:
+            size = len(self.tokenizer) - len(self.sink_ids)  # the sink's row is added below, the same way for all
+            self.model = model_from_config(self.new_config or {}, size, self.seed)
+        grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id)
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.model.train()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of token ids (B, T) that begin with the sinks."""
+        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+    def nll_sum(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The summed NLL of a batch and the number of tokens that it predicts.
+
+        The last sink predicts the first text token; nothing predicts a sink (labels of -100).
+        """
+        logits = self(batch["input_ids"])[:, :-1]
+        targets = batch["labels"][:, 1:]
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+        return nll, (targets != -100).sum()
+
+    # The loss of an optimizer step is the mean over the tokens of the whole global batch. Lightning averages the means
+    # of micro-batches and ranks, which is another number when their token counts differ (its issue 20350). So a
+    # micro-batch contributes its sum over a constant, and the gradient is put right before it is clipped.
+
+    def on_train_start(self) -> None:
+        """Starts the first accumulation window."""
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._nll = torch.zeros((), device=self.device)
+        self._tokens = torch.zeros((), device=self.device)
+        self._constant = 0.0
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The micro-batch's summed NLL over a constant; see `on_before_optimizer_step`."""
+        nll, tokens = self.nll_sum(batch)
+        self._constant = self._constant or float(batch["labels"].numel())
+        self._nll += nll.detach()
+        self._tokens += tokens
+        return nll / self._constant
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the gradient into that of the token-weighted mean over the global batch, and logs."""
+        ranks = self.trainer.world_size
+        totals = torch.stack((self._nll, self._tokens))
+        if ranks > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        nll, tokens = totals.unbind()
+        scale = self._constant * self.trainer.accumulate_grad_batches * ranks / tokens.clamp(min=1)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+        self.log("train/loss", nll / tokens.clamp(min=1), prog_bar=True)
+        self.log("train/grad_norm", get_total_norm(gradients))
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self._begin_window()
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the sums of a validation."""
+        self._validation = torch.zeros(2, device=self.device, dtype=torch.float64 if _is_cpu(self) else torch.float32)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Adds a batch to the sums."""
+        self._validation += torch.stack(self.nll_sum(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean NLL over every predicted token of every rank."""
+        if self.trainer.world_size > 1:
+            self._validation = self.trainer.strategy.reduce(self._validation, reduce_op="sum")
+        nll, tokens = self._validation.unbind()
+        self.log("val/loss", (nll / tokens.clamp(min=1)).float(), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule over `trainer.max_steps`, which it needs to know."""
+        optimizer = build_optimizer(self.parameters(), self.optimizer)
+        schedule = build_schedule(optimizer, self.optimizer, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what makes the checkpoint whole without the base model: config, tokenizer, sink."""
+        checkpoint["sinktrain"] = checkpoint_record(self.model, self.tokenizer, self.sink)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another sink."""
+        check_record(checkpoint, self.sink)
+
+
+class _Fields:
+    """A dictionary read as attributes, like a config."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        vars(self).update(fields)
+
+
+def _is_cpu(module: L.LightningModule) -> bool:
+    return module.device.type == "cpu"
