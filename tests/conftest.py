@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from sinktrain.data.prepare import prepare
 
 VOCABULARY = 97
 
@@ -66,6 +71,50 @@ def tiny_model(
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+SENTENCE = "the cat sat on a mat and the dog ran to it while we all saw how they went home again in rain"
+WORDS = SENTENCE.split()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 300 entries, saved as a folder: the tokenizer of the tiny models on disk."""
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, vocab_size=300, special_tokens=["<|endoftext|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<|endoftext|>")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with its tokenizer, as `from_pretrained` loads it."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def some_text(words: int, seed: int) -> str:
+    """Text that a tiny model can learn something from: each word depends on the one before."""
+    generator = random.Random(seed)
+    place, out = generator.randrange(len(WORDS)), []
+    for _ in range(words):
+        out.append(WORDS[place])
+        place = (place * 3 + generator.choice([1, 2])) % len(WORDS)
+    return " ".join(out)
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty short documents, prepared for the tiny model."""
+    folder = tmp_path_factory.mktemp("prepared")
+    source = folder / "source.txt"
+    source.write_text("\n\f\n".join(some_text(120, seed) for seed in range(30)))
+    return prepare(str(source), folder / "data", tokenizer=str(model_folder), validation_fraction=0.3)
 
 
 @pytest.fixture

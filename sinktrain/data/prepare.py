@@ -70,16 +70,7 @@ def prepare(
     Raises:
         UserError: an option is out of range, the source has no text, or the folder exists.
     """
-    if (tokenizer is None) == (train_tokenizer is None):
-        raise UserError(
-            "--tokenizer: name one, or train one with --train_tokenizer VOCABULARY_SIZE; do one of the two."
-        )
-    if not 0 < validation_fraction < 1:
-        raise UserError(
-            f"--validation_fraction {validation_fraction}: must lie between 0 and 1; use 0.05, for example."
-        )
-    if max_documents is not None and max_documents < 1:
-        raise UserError(f"--max_documents {max_documents}: must be at least 1; leave it out for all documents.")
+    _check(tokenizer, train_tokenizer, validation_fraction, max_documents)
     settings = {
         "name": source,
         "field": field,
@@ -97,6 +88,21 @@ def prepare(
         manifest = _write(draft, texts, settings, made, tokenizer or "tokenizer")
     _tell(out, manifest)
     return out
+
+
+def _check(
+    tokenizer: str | None, train_tokenizer: int | None, validation_fraction: float, max_documents: int | None
+) -> None:
+    if (tokenizer is None) == (train_tokenizer is None):
+        raise UserError(
+            "--tokenizer: name one, or train one with --train_tokenizer VOCABULARY_SIZE; do one of the two."
+        )
+    if not 0 < validation_fraction < 1:
+        raise UserError(
+            f"--validation_fraction {validation_fraction}: must lie between 0 and 1; use 0.05, for example."
+        )
+    if max_documents is not None and max_documents < 1:
+        raise UserError(f"--max_documents {max_documents}: must be at least 1; leave it out for all documents.")
 
 
 class _Texts:

@@ -68,9 +68,7 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
         import zstandard
 
-        # Several frames one after another are one file, as for the zstd program.
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader)
+        return io.BufferedReader(zstandard.open(path))
     return path.open("rb")
 
 

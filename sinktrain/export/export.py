@@ -10,6 +10,7 @@ from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
 from sinktrain.base.terminal import say
 from sinktrain.export.card import model_card
+from sinktrain.sinks.tokenizer import save_tokenizer
 
 
 def export(
@@ -42,7 +43,7 @@ def export(
     with new_folder(out, "--out", overwrite=overwrite) as folder:
         trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint")
         trained.model.save_pretrained(folder)
-        trained.tokenizer.save_pretrained(folder)
+        save_tokenizer(trained.tokenizer, folder)
         _check(folder, trained.tokenizer("text").input_ids)
         (folder / "README.md").write_text(model_card(trained, out.name, judged))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")

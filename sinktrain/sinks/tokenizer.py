@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinktrain.base.errors import UserError
@@ -51,6 +53,18 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
     return ids
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Saves `tokenizer` as `from_pretrained` loads it, with `add_bos_token: true` where a single sink is its BOS.
+
+    transformers goes by tokenizer.json and does not write that flag; older versions and other engines read it. With
+    several sinks it would put only the first in front, so there the template in tokenizer.json speaks alone.
+    """
+    tokenizer.save_pretrained(folder)
+    if len(sink_ids_of(tokenizer)) == 1:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True}, indent=2) + "\n")
+
+
 def _sinks(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
     return [(token, index) for token, index in tokenizer.get_vocab().items() if _SINK.fullmatch(token)]
 
@@ -68,13 +82,6 @@ def _put_in_front(tokenizer: PreTrainedTokenizerBase, tokens: list[str], ids: li
     template = processors.TemplateProcessing(
         single=f"{sinks} $A", pair=f"{sinks} $A $B", special_tokens=list(zip(tokens, ids, strict=True))
     )
-    if len(tokens) == 1:
-        # Read by transformers (which then writes the same template itself) and by the converters of other engines. With
-        # several sinks it would put only the first in front, so there tokenizer.json speaks alone.
-        tokenizer.init_kwargs["add_bos_token"] = True
-        vars(tokenizer)["_add_bos_token"] = True
-    else:
-        tokenizer.init_kwargs.pop("add_bos_token", None)
-    tokenizer.init_kwargs.pop("add_eos_token", None)
+    # transformers rebuilds the template from its own flags when told to, with the first sink alone
     vars(tokenizer)["_should_update_post_processor"] = False
     tokenizer.backend_tokenizer.post_processor = template

@@ -14,6 +14,7 @@ import torch
 import sinktrain
 from sinktrain.base.errors import UserError
 from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ class Trained:
 def checkpoint_record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sink: SinkConfig) -> dict[str, Any]:
     """Plain values (no pickled objects) with the config, the tokenizer's files as text, and the sink."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, Path(folder))
         files = {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
     generation = model.generation_config
     return {

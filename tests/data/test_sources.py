@@ -61,8 +61,9 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 
 def test_zst_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
-    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"one ") + zstandard.compress(b"two"))
-    assert list(documents(str(tmp_path / "a.txt.zst"))) == ["one two"]
+    parts = [letter * 300_000 for letter in "abc"]  # longer than any buffer
+    (tmp_path / "a.txt.zst").write_bytes(b"".join(zstandard.compress(part.encode()) for part in parts))
+    assert list(documents(str(tmp_path / "a.txt.zst"))) == ["".join(parts)]
 
 
 @pytest.mark.parametrize("packed", PACKERS)
