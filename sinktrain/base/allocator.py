@@ -16,7 +16,7 @@ def keep_memory() -> bool:
     Why: malloc takes every block above a threshold (32 MiB at most, until it is told otherwise) straight from the
     kernel with `mmap` and gives it back when it is freed; it also gives back the free top of its heap. A training
     step on a CPU frees the same large tensors that the next step asks for again, and the kernel has to clear each of
-    their pages anew: 130,000 page faults a step for a model of 3 million parameters. With this call large blocks come
+    their pages anew: 160,000 page faults a step for a model of 4 million parameters. With this call large blocks come
     from the heap, which never shrinks, and a step has next to none. `scripts/bench_allocator.py` measures the gain.
 
     The price: freed memory stays with the process until it ends, and blocks of ever-changing sizes leave gaps. The

@@ -1,0 +1,95 @@
+"""The verdict on made-up NLLs whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sinktrain.base.errors import UserError
+from sinktrain.evaluation.results import Results
+from sinktrain.evaluation.verdict import judge
+from sinktrain.streaming import CacheSpec
+
+MARGIN = math.log(1.01)
+
+
+def made_up(tokens: int = 6000, one: float = 0.0, recompute: float = 0.0, window: float = 0.5, noise: float = 0.05,
+            samples: int = 1000) -> Results:  # fmt: skip
+    """NLLs with cache 1+31 worse than 4+28 by `one`, than recompute by `recompute`, and 0+32 by `window`."""
+    generator = np.random.default_rng(0)
+    base = generator.exponential(2.5, tokens)
+    nll = {"1+31": base, "4+28": base - one + noise * generator.standard_normal(tokens), "0+32": base + window}
+    fresh = base - recompute + noise * generator.standard_normal(tokens)
+    fresh[np.setdiff1d(np.arange(tokens), np.linspace(40, tokens - 1, samples).astype(int))] = np.nan
+    nll["recompute"] = fresh
+    record = {"cache_size": 32, "model": {"name": "m", "sink": {"kind": "token", "count": 1}},
+              "text": {"name": "t", "tokens": tokens}}  # fmt: skip
+    return Results(record, nll)
+
+
+def verdict(results: Results, cache: str = "1+31", against: str = "4+28") -> dict[str, object]:
+    return judge(results, CacheSpec.parse(cache), CacheSpec.parse(against), margin=MARGIN, resamples=1000, seed=0)
+
+
+def test_proven_and_needed() -> None:
+    found = verdict(made_up())
+    assert found["statement"] == "proven"
+    assert [pair["holds"] for pair in found["comparisons"]] == [True, True]
+    assert found["needed"]["holds"] and found["needed"]["difference"] == pytest.approx(0.5)
+    assert len(found["sentences"]) == 3 and found["sentences"][0].startswith("Proven")
+
+
+@pytest.mark.parametrize("truth", [{"one": 0.012}, {"recompute": 0.02}, {"recompute": 0.005, "noise": 0.3}])
+def test_not_proven_when_worse_or_when_too_noisy(truth: dict[str, float]) -> None:
+    assert verdict(made_up(**truth))["statement"] == "not proven"
+
+
+def test_better_by_more_than_the_margin_is_proven() -> None:
+    assert verdict(made_up(one=-0.05, recompute=-0.05))["statement"] == "proven"
+
+
+def test_a_difference_inside_the_margin_is_proven() -> None:
+    found = verdict(made_up(one=0.004, noise=0.02))
+    assert found["statement"] == "proven" and 0.003 < found["comparisons"][0]["difference"] < 0.005
+
+
+@pytest.mark.parametrize("truth", [{"tokens": 150, "samples": 50}, {"samples": 100}])
+def test_too_little_text_could_not_be_judged(truth: dict[str, int]) -> None:
+    found = verdict(made_up(**truth))
+    assert found["statement"] == "could not be judged"
+
+
+def test_nothing_to_compare_with_could_not_be_judged() -> None:
+    results = made_up()
+    del results.nll["recompute"]
+    assert verdict(results)["statement"] == "could not be judged"
+
+
+def test_numbers_that_are_not_finite_could_not_be_judged() -> None:
+    results = made_up()
+    results.nll["1+31"][3000] = np.nan
+    assert verdict(results)["statement"] == "could not be judged"
+
+
+def test_tokens_before_the_cache_is_full_do_not_count() -> None:
+    results = made_up()
+    results.nll["1+31"][:32] += 1e6
+    found = verdict(results)
+    assert found["statement"] == "proven" and found["comparisons"][0]["tokens"] == 6000 - 32
+
+
+def test_not_needed_is_said() -> None:
+    found = verdict(made_up(window=0.001))
+    assert not found["needed"]["holds"] and "not shown to be needed" in found["sentences"][2]
+
+
+def test_caches_of_different_sizes_are_refused() -> None:
+    with pytest.raises(UserError, match="--against"):
+        verdict(made_up(), against="4+29")
+
+
+def test_a_cache_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(UserError, match=r"2\+30"):
+        verdict(made_up(), against="2+30")
