@@ -63,6 +63,7 @@ read_arguments() {
     for argument in "$@"; do
         case $argument in
             -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$root/scripts/setup.sh"; exit 0 ;;
+            dev) ;; # always
             --with-smollm2) wanted+=("$smollm2") ;;
             *)
                 [[ $argument != *[![:alnum:]_]* && $known == *" $argument "* ]] ||

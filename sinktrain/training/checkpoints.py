@@ -89,7 +89,7 @@ def _read(path: Path, option: str) -> dict[str, Any]:
         raise UserError(f"{option} {path}: no such checkpoint file; name a .ckpt that `sinktrain fit` wrote.")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise UserError(
             f"{option} {path}: cannot be read, it is cut short or not a checkpoint; name another."
         ) from error

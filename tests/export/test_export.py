@@ -1,0 +1,99 @@
+"""The exported folder works where sinktrain is not importable, and equals the trained module."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from sinktrain.cli import main
+from sinktrain.data import SinkDataModule
+from sinktrain.sinks import SinkConfig
+from sinktrain.training import OptimizerConfig, SinkModule
+
+PLAIN_PROGRAM = """
+import json, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sinktrain":
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
+import torch
+torch.set_num_threads(1)  # as the tests have it: the order of sums is the same
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+ids = tokenizer("the cat sat on a mat", return_tensors="pt").input_ids
+logits = model(ids).logits
+out = model.generate(ids, max_new_tokens=12, do_sample=True)
+torch.save({"ids": ids, "logits": logits.detach(), "out": out, "bos": tokenizer.bos_token}, sys.argv[2])
+"""
+
+
+def trained_checkpoint(model_folder: Path, data: Path, folder: Path, sink: SinkConfig) -> tuple[SinkModule, Path]:
+    module = SinkModule(name=str(model_folder), sink=sink, optimizer=OptimizerConfig(warmup_steps=1))
+    fit = L.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, default_root_dir=folder,
+    )  # fmt: skip
+    fit.fit(module, SinkDataModule(str(data), sequence_length=32, batch_size=2))
+    fit.save_checkpoint(folder / "last.ckpt")
+    return module.eval(), folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_loads_without_our_code_and_gives_the_same_logits(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, count: int
+) -> None:
+    module, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig(count=count))
+    out = tmp_path / "exported"
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    subprocess.run([sys.executable, "-c", PLAIN_PROGRAM, str(out), str(tmp_path / "found.pt")], check=True)
+    found = torch.load(tmp_path / "found.pt")
+    ids = found["ids"]
+    assert ids[0, :count].tolist() == module.sink_ids and not torch.isin(ids[0, count:], ids[0, :count]).any()
+    with torch.no_grad():
+        assert torch.equal(found["logits"], module(ids))
+    assert not torch.isin(found["out"][0, ids.shape[1] :], ids[0, :count]).any()
+    assert found["bos"] == module.sink.tokens[0]
+    assert {path.name for path in out.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+
+
+def test_card_holds_the_verdict(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig())
+    pair = {"a": "1+15", "b": "4+12", "tokens": 1234, "difference": 0.00123, "interval": [-0.001, 0.0035]}
+    record = {"sentences": ["Proven: yes.", "Second.", "Third."], "comparisons": [pair], "needed": None}
+    (tmp_path / "v.json").write_text(json.dumps(record))
+    arguments = ["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]
+    assert main([*arguments, "--verdict", str(tmp_path / "v.json")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers") and "Proven: yes." in card
+    assert "| 1+15 minus 4+12 | 1,234 | +0.0012 | -0.0010 to +0.0035 |" in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("mistake", ["checkpoint", "verdict", "out"])
+def test_mistakes_leave_nothing_behind(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig())
+    out, verdict = tmp_path / "out", tmp_path / "v.json"
+    if mistake == "checkpoint":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    elif mistake == "verdict":
+        verdict.write_text("{}")
+    else:
+        out.mkdir()
+        (out / "mine").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    more = ["--verdict", str(verdict)] if mistake == "verdict" else []
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(out), *more]) == 2
+    err = capsys.readouterr().err
+    assert f"--{mistake}" in err and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,151 @@
+"""The front door: help, configuration files, exit statuses, and mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sinktrain.cli import VERBS, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def sinktrain(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "sinktrain.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def fit_options(model: Path, data: Path, runs: Path) -> list[str]:
+    return [
+        "fit", "--model.name", str(model), "--data.path", str(data), "--data.sequence_length", "32",
+        "--data.batch_size", "2", "--trainer.max_steps", "3", "--trainer.accelerator", "cpu",
+        "--model.optimizer.warmup_steps", "1", "--trainer.default_root_dir", str(runs),
+        "--trainer.limit_val_batches", "0", "--trainer.logger", "false",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_and_print_config_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--help", "--print_config"):
+        with pytest.raises(SystemExit) as end:
+            main([verb, option])
+        assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "Path to a configuration file" in out or "--config" in out
+    assert len(out.splitlines()) > 15
+
+
+def test_every_option_is_explained() -> None:
+    for verb in set(VERBS) - {"fit"}:
+        text = sinktrain(verb, "--help").stdout
+        assert "(type:" in text
+        bare = re.findall(r"^  (--[\w.]+) \S+\s+\((?:required, )?type:", text, flags=re.MULTILINE)
+        assert bare == [], f"{verb}: options without a word of help"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys; from sinktrain.cli import main; main(['--help']); print([m for m in ('torch', 'numpy', " \
+              "'transformers', 'lightning', 'jsonargparse', 'rich') if m in sys.modules])"  # fmt: skip
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found.splitlines()[-1] == "[]" and "usage: sinktrain" in found
+
+
+def test_options_from_yaml_and_from_the_command_line_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"model": {"name": "a", "dtype": "bfloat16"}, "text": "t", "out": "o", "tokens": 123}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    printed = []
+    for arguments in (
+        ["--config", str(tmp_path / "c.yaml")],
+        ["--model.name", "a", "--model.dtype", "bfloat16", "--text", "t", "--out", "o", "--tokens", "123"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["evaluate", *arguments, "--print_config"])
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    assert printed[0] == printed[1] and printed[0]["tokens"] == 123
+    assert printed[0]["caches"] == "0+256 1+255 4+252"
+
+
+FIT = (
+    "fit --model.name {model} --data.path {data} --data.sequence_length 32 --trainer.max_steps 3 --trainer.logger false"
+)
+PREPARE = "prepare --tokenizer {model} --out {folder}/new --source {folder}"
+EVALUATE = "evaluate --model.name {model} --text {data} --out {folder}/new --tokens 200"
+MISTAKES = {
+    "verb": ("train", "is not a verb"),
+    "no such option": ("evaluate --modle.name x", "modle"),
+    "type": (f"{EVALUATE} --tokens many", "tokens"),
+    "no model": (f"{FIT} --model.name ./nowhere", "model.name ./nowhere"),
+    "sink kind": (f"{FIT} --model.sink.kind magic", "sink.kind"),
+    "sink count": (f"{FIT} --model.sink.count 0", "sink.count"),
+    "length above the model's": (f"{FIT} --data.sequence_length 5000", "--data.sequence_length"),
+    "length without room": (f"{FIT} --data.sequence_length 2", "--data.sequence_length"),
+    "text shorter than a sample": (f"{FIT} --data.sequence_length 512 --data.path {{short}}", "--data.sequence_length"),
+    "no data": (f"{FIT} --data.path {{folder}}/absent", "data.path"),
+    "no file": (f"{PREPARE}/absent.txt", "--source"),
+    "empty file": (f"{PREPARE}/empty.txt", "empty"),
+    "not utf-8": (f"{PREPARE}/latin1.txt", "UTF-8"),
+    "cache without recent tokens": (f"{EVALUATE} --caches 1+0", "--caches"),
+    "not a cache": (f"{EVALUATE} --caches x", "--caches"),
+    "not a result": ("verify --results {folder}", "--results"),
+}
+"""What people get wrong, and the words that must be in the answer."""
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_mistakes_are_one_sentence(
+    name: str, model_folder: Path, prepared_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line, words = MISTAKES[name]
+    (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("the cat sat\n\f\non a mat")
+    main(
+        ["prepare", "--source", f"{tmp_path}/short.txt", "--tokenizer", str(model_folder), "--out", f"{tmp_path}/short"]
+    )
+    before = sorted(tmp_path.rglob("*"))
+    capfd.readouterr()
+    places = {"model": model_folder, "data": prepared_folder, "folder": tmp_path, "short": tmp_path / "short"}
+    assert main(line.format(**places).split()) == 2
+    err = capfd.readouterr().err
+    told = [line for line in err.splitlines() if line.startswith("sinktrain ")]
+    assert len(told) == 1 and words in told[0] and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    quiet = sinktrain("fit", "--model.name", "./nowhere", "--data.path", "x", cwd=tmp_path)
+    loud = sinktrain("fit", "--model.name", "./nowhere", "--data.path", "x", "--debug", cwd=tmp_path)
+    assert quiet.returncode == 2 and "Traceback" not in quiet.stderr
+    assert loud.returncode != 0 and "Traceback" in loud.stderr
+
+
+def test_fit_says_where_things_are_and_resumes(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = fit_options(model_folder, prepared_folder, tmp_path / "runs")
+    keep = ["--trainer.callbacks", "lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.dirpath",
+            str(tmp_path / "kept"), "--trainer.callbacks.save_last", "true"]  # fmt: skip
+    assert main([*options, *keep]) == 0
+    out = capsys.readouterr().out
+    assert "trained 3 steps: train/loss" in out and "checkpoint:" in out and "last.ckpt" in out
+    longer = [*options, *keep, "--trainer.max_steps", "5", "--ckpt_path", str(tmp_path / "kept" / "last.ckpt")]
+    assert main(longer) == 0
+    assert "trained 5 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("recipes/**/*.yaml")]), ids=str)
+def test_every_yaml_is_parsed(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file, and the parts of configs/ on top of the defaults, is accepted by the verb that it belongs to."""
+    from sinktrain.training.fit import FitCLI, SinkDataModule, SinkModule
+
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("#"), "the first line says what it is for and the command that takes it"
+    monkeypatch.setattr(FitCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(FitCLI, "_run_subcommand", lambda self, name: None)
+    needed = ["--data.path", "x"] if "data" not in yaml.safe_load(path.read_text()) else []
+    cli = FitCLI(SinkModule, SinkDataModule, args=["fit", "--config", str(path), *needed])
+    assert cli.config.fit.data.path
