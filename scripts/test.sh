@@ -29,5 +29,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"        # the tests' models are ti
 step "lint (ruff check)" python -m ruff check .
 step "format (ruff format --check)" python -m ruff format --check .
 step "types (mypy)" python -m mypy
-step "rooms (lint-imports)" lint-imports
-step "tests (pytest)" python -m pytest ${which_tests[@]+"${which_tests[@]}"} ${arguments[@]+"${arguments[@]}"}
+step "rooms (lint-imports)" lint-imports --no-logo
+printf '\n== %s\n' "tests (pytest)"
+exec python -m pytest ${which_tests[@]+"${which_tests[@]}"} ${arguments[@]+"${arguments[@]}"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except Exception as error:
-        if debug or not _is_mistake(error):
+        if not _is_mistake(error):
             raise
+        if debug:
+            traceback.print_exc()
         print(f"sinktrain {arguments[0]}: {_sentence(error)}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
@@ -74,8 +78,15 @@ def _run(verb: str, arguments: list[str]) -> int:
     if verb == "fit":  # LightningCLI, jsonargparse too, builds its own parser
         function(arguments)
         return 0
-    result = function(**_parse(verb, function, arguments))
+    options = _parse(verb, function, arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    result = function(**options)
     return result if isinstance(result, int) else 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Ends a verb on SIGTERM as an exception does, so that what it has half written is removed."""
+    sys.exit(128 + number)
 
 
 def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:

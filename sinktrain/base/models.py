@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def locate(name: str, option: str = "model.name") -> Location:
     Raises:
         UserError: a path that does not exist, or a package without a model.
     """
+    if not name:
+        raise UserError(f"{option}: is empty; name a folder, a .gguf file, package:NAME, or a model of a hub.")
     if name.startswith("package:"):
         return _inside_package(name.removeprefix("package:"), option)
     path = Path(name).expanduser()
@@ -53,7 +56,7 @@ def locate(name: str, option: str = "model.name") -> Location:
         return Location(str(path.parent), path.name)
     if path.is_dir():
         return Location(str(path))
-    if name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".ckpt") or name.count("/") > 1 or not name:
+    if name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".ckpt") or name.count("/") > 1:
         raise UserError(f"{option} {name}: no such folder or file; check the path.")
     return Location(name)
 
@@ -79,7 +82,8 @@ def load_tokenizer(name: str, option: str = "model.name", **hub: Any) -> PreTrai
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if name.endswith(".json") and Path(name).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=name)
+        with _explain(name, option, "tokenizer"):
+            return PreTrainedTokenizerFast(tokenizer_file=name)
     location = locate(name, option)
     with _quiet(), _explain(name, option, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location.path, **location.arguments, **hub)
@@ -133,20 +137,22 @@ def model_from_config(config: dict[str, Any], vocabulary: int, seed: int = 0) ->
         UserError: `model_type` is missing or unknown, or a field is refused.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
     fields = dict(config)
     kind = fields.pop("model_type", None)
     if kind is None:
         raise UserError("model.config: has no `model_type`; name a transformers architecture such as `llama`.")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"model.config: unknown model_type {kind}; name a transformers architecture such as `llama`.")
     fields["vocab_size"] = vocabulary
     try:
         built = AutoConfig.for_model(kind, **fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"model.config: {_first_line(error)}") from error
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise UserError(f"model.config: {_first_line(error)}; correct the field.") from error
     return model
 
 
@@ -184,7 +190,7 @@ def _explain(name: str, option: str, what: str) -> Iterator[None]:
     """Turns what `from_pretrained` raises into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # safetensors and tokenizers raise classes of their own, and plain Exception
         raise UserError(
             f"{option} {name}: no {what} could be loaded from it ({_first_line(error)}); "
             "name a folder, a .gguf file, package:NAME, or a model of a hub that this machine reaches."
@@ -206,4 +212,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of what `error` says, and the next where the first ends in a colon; no class names."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = f"{first} {more[0]}" if first.endswith(":") and more else first
+    return re.sub(r"\b\w+Error: ", "", text).rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -40,6 +41,14 @@ class FitCLI(LightningCLI):
             say(f"checkpoint: {_relative(checkpoint or best)}")
 
 
+_NOISE = (
+    ".*LightningCLI's args parameter.*",  # we do not read sys.argv behind its back
+    ".*does not have many workers.*",  # samples are cut from a memory map, which needs none
+    ".*exists and is not empty.*",  # checkpoints of a resumed run
+    ".*treespec, LeafSpec.*",
+)
+
+
 def _relative(path: str) -> str:
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
@@ -47,8 +56,10 @@ def _relative(path: str) -> str:
 
 def fit(arguments: list[str]) -> None:
     """Trains a model; `arguments` are those after `sinktrain fit`."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*ModelCheckpoint.*exists and is not empty.*")
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     FitCLI(
         SinkModule,
         SinkDataModule,
