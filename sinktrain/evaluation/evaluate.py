@@ -113,9 +113,7 @@ def _warn(subject: Subject, specs: list[CacheSpec], size: int) -> None:
     trained = len(subject.sink_ids)
     for spec in specs:
         if 0 < spec.sinks < trained:
-            say(
-                f"warning: cache {spec} keeps fewer than the {trained} trained sinks, which is worse than no sink."
-            )
+            say(f"warning: cache {spec} keeps fewer than the {trained} trained sinks, which is worse than no sink.")
 
 
 def _show(record: dict[str, Any]) -> None:

@@ -59,9 +59,7 @@ def read_results(path: Path, option: str = "--results") -> Results:
         with np.load(path / "nll.npz") as arrays:
             nll = {name: arrays[name].astype(np.float64) for name in arrays.files}
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{option} {path}: is not a result folder; name one of `sinktrain evaluate`."
-        ) from error
+        raise UserError(f"{option} {path}: is not a result folder; name one of `sinktrain evaluate`.") from error
     if record.get("schema") != SCHEMA:
         raise UserError(f"{option} {path}: was written by another version; run `sinktrain evaluate` again.")
     return Results(record, nll)

@@ -115,32 +115,43 @@ def sentences(
     results: Results,
 ) -> list[str]:
     """Three plain sentences: the statement, the differences it rests on, what happens without the sink."""
-    sinks, percent = _sinks(cache.sinks), 100 * math.expm1(margin)
-    text = f"{results.record['text']['tokens']:,} tokens of {results.record['text']['name']}"
+    subject = f"{_sinks(cache.sinks)} (cache {cache})"
+    where = f"on {results.record['text']['tokens']:,} tokens of {results.record['text']['name']}"
+    percent = f"{100 * math.expm1(margin):.2g}%"
     first = {
-        "proven": f"Proven: on {text}, {sinks} is enough within {percent:.2g}% of perplexity.",
-        "not proven": f"Not proven: on {text}, {sinks} may cost {percent:.2g}% of perplexity or more.",
-        "could not be judged": f"Could not be judged: {text} gave too few comparable tokens.",
+        "proven": f"Proven: {where}, {subject} costs less than {percent} of perplexity.",
+        "not proven": f"Not proven: {where}, {subject} may cost {percent} of perplexity or more.",
+        "could not be judged": f"Could not be judged: {where}, too few tokens can be compared for {subject}.",
     }[statement]
-    parts = [f"{pair.b} by {_percent(pair.difference)} (at most {_percent(pair.upper)})" for pair in found]
-    second = (
-        f"With {pluralless(cache)} the perplexity differs from that of {' and '.join(parts)}, "
-        "with 95% confidence in each bound." if parts else "No difference could be measured."
-    )  # fmt: skip
+    parts = [_in_words(pair, margin) for pair in found]
+    second = f"Its perplexity differs {'; '.join(parts)}." if parts else "No difference could be measured."
+    return [first, second, _need_in_words(needed, margin)]
+
+
+def _in_words(pair: Comparison, margin: float) -> str:
+    """One difference; where the bound misses the margin, whether that is for want of text."""
+    text = f"from that of {pair.b} by {_percent(pair.difference)} (at most {_percent(pair.upper)} with 95% confidence)"
+    if pair.upper >= margin and pair.lower > 0:
+        return f"{text}, so it is worse"
+    if pair.upper >= margin:
+        # The bound would meet the margin if the true difference were 0: its distance shrinks with the root of n.
+        wanted = pair.tokens * ((pair.upper - pair.difference) / margin) ** 2
+        return f"{text}, which {pair.tokens:,} tokens cannot tell from 0 (about {_round_up(wanted)} could)"
+    return text
+
+
+def _need_in_words(needed: Comparison | None, margin: float) -> str:
     if needed is None:
-        return [first, second, "Whether the sink is needed was not measured."]
-    change = f"{_percent(needed.difference)} (at least {_percent(needed.lower)})"
-    third = (
-        f"The sink is needed: without it, {needed.a}, perplexity changes by {change}."
-        if needed.lower > margin
-        else f"The sink is not shown to be needed: without it, {needed.a}, perplexity changes by {change}."
-    )
-    return [first, second, third]
+        return "Whether the sink is needed was not measured."
+    change = f"perplexity changes by {_percent(needed.difference)} (at least {_percent(needed.lower)})"
+    is_needed = "The sink is needed" if needed.lower > margin else "The sink is not shown to be needed"
+    return f"{is_needed}: without it (cache {needed.a}), {change}."
 
 
-def pluralless(cache: CacheSpec) -> str:
-    """The cache's name in a sentence."""
-    return f"cache {cache}"
+def _round_up(value: float) -> str:
+    """Two significant digits, upwards."""
+    unit = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
+    return f"{math.ceil(value / unit) * unit:,}"
 
 
 def _sinks(count: int) -> str:

@@ -46,6 +46,14 @@ def test_not_proven_when_worse_or_when_too_noisy(truth: dict[str, float]) -> Non
     assert verdict(made_up(**truth))["statement"] == "not proven"
 
 
+def test_the_words_tell_want_of_text_from_being_worse() -> None:
+    noisy = verdict(made_up(noise=0.4))["sentences"][1]
+    assert "1,000 tokens cannot tell from 0 (about" not in verdict(made_up())["sentences"][1]
+    assert "tokens cannot tell from 0 (about" in noisy and "so it is worse" not in noisy
+    worse = verdict(made_up(recompute=0.05))["sentences"][1]
+    assert "from that of recompute by +5.0" in worse and "so it is worse" in worse
+
+
 def test_better_by_more_than_the_margin_is_proven() -> None:
     assert verdict(made_up(one=-0.05, recompute=-0.05))["statement"] == "proven"
 
