@@ -1,1 +1,1 @@
-"""One page that shows what was measured: the verdict, the caches, the stream, the training, the attention to the sink."""
+"""One page that shows what was measured: the verdict, the caches, the stream, the training, the attention."""

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STREAMING_PAINTS = ("one", "more", "third", "fourth")
-DASHES: dict[str, Any] = {"more": (0, (3.2, 2.2)), "third": (0, (6, 2)), "fourth": (0, (1, 1.6)), "dense": (0, (1.2, 1.8))}
+DASHES: dict[str, Any] = {
+    "more": (0, (3.2, 2.2)),
+    "third": (0, (6, 2)),
+    "fourth": (0, (1, 1.6)),
+    "dense": (0, (1.2, 1.8)),
+}
 
 
 def paints(rows: list[Row]) -> dict[str, str]:
@@ -29,17 +34,20 @@ def paints(rows: list[Row]) -> dict[str, str]:
 def forest(key: str, title: str, comparisons: list[Comparison], margin: float) -> str:
     """Paired differences with their intervals, the one-sided bound as a tick, the margin as a dashed line."""
     rows = len(comparisons)
-    height = 54 + 48 * rows
+    height = 66 + 48 * rows
     with style():
         figure = new_figure(height)
-        axes = figure.add_axes((0.02, 34 / height, 0.96, 1 - 48 / height))
+        axes = figure.add_axes((0.005, 36 / height, 0.99, 1 - 52 / height))
         reach = [value for c in comparisons for value in (*c.interval, c.upper, c.difference) if math.isfinite(value)]
         low, high = min([0.0, *reach]), max([0.0, margin, *reach])
         pad = (high - low) * 0.08
         axes.set(xlim=(low - pad, high + pad), ylim=(rows - 0.3, -0.75))
-        axes.axvspan(margin, high + pad, color=paint("far"), alpha=0.09, linewidth=0)
         axes.axvline(0, color=paint("soft"), linewidth=0.8)
         axes.axvline(margin, color=paint("far"), linewidth=1.2, linestyle=(0, (4, 2.5)))
+        axes.annotate(
+            "margin", (margin, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            ha="center", color=paint("far"), fontsize=10,
+        )  # fmt: skip
         for position, item in enumerate(comparisons):
             _interval(axes, position, item)
         axes.grid(False)
@@ -59,36 +67,33 @@ def _interval(axes: Axes, position: int, item: Comparison) -> None:
     axes.plot(item.interval, (position, position), color=colour, linewidth=2.6)
     axes.plot((item.upper, item.upper), (position - 0.12, position + 0.12), color=colour, linewidth=1.6)
     axes.plot(item.difference, position, "o", color=colour, markersize=7)
-    axes.text(0.0, position - 0.36, f"{item.a} minus {item.b}", transform=axes.get_yaxis_transform(), weight="bold")
-    axes.text(
-        1.0, position - 0.36, f"{nats(item.difference)} ({change(item.difference)})", ha="right",
-        transform=axes.get_yaxis_transform(), bbox={"facecolor": "none", "edgecolor": "none"},
-    )  # fmt: skip
+    # the ground behind the words interrupts the two vertical lines, which would run through them
+    ground = {"facecolor": paint("paper"), "edgecolor": "none", "pad": 1.5}
+    where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "bbox": ground}
+    axes.text(0, position - 0.36, f"{item.a} minus {item.b}", weight="bold", **where)
+    axes.text(1, position - 0.36, f"{nats(item.difference)} ({change(item.difference)})", ha="right", **where)
 
 
-def stream(
-    key: str, title: str, curves: list[Curve], far: set[str], scale: Scale, colours: dict[str, str], fills_at: int
-) -> str:
-    """NLL along the stream. Rows in `far` have the upper strip for themselves, so that the others stay readable."""
+def stream(key: str, title: str, curves: list[Curve], scale: Scale, colours: dict[str, str], fills_at: int) -> str:
+    """NLL along the stream. What is far above the rest has an upper strip, so that the rest stays readable."""
     with style():
         figure = new_figure(300 if scale.far else 250)
         if scale.far:
-            main, strip = figure.add_axes((0.115, 0.135, 0.865, 0.55)), figure.add_axes((0.115, 0.72, 0.865, 0.23))
+            main, strip = figure.add_axes((0.115, 0.135, 0.835, 0.55)), figure.add_axes((0.115, 0.72, 0.835, 0.23))
             strip.set(xlim=scale.x, ylim=scale.far, xscale="log")
             strip.tick_params(bottom=False, labelbottom=False)
             strip.spines["bottom"].set_visible(False)
-            strip.yaxis.set_major_locator(_ticks(3))
+            strip.yaxis.set_major_locator(_ticks(3, prune="lower"))
             _break_marks(main, strip)
         else:
-            main, strip = figure.add_axes((0.115, 0.16, 0.865, 0.77)), None
+            main, strip = figure.add_axes((0.115, 0.16, 0.835, 0.77)), None
         main.set(xlim=scale.x, ylim=scale.near, xscale="log")
         main.yaxis.set_major_locator(_ticks(5))
         for axes in (main, strip):
             if axes is not None:
                 axes.axvline(fills_at, color=paint("soft"), linewidth=0.9, linestyle=(0, (2, 2)))
                 for curve in curves:
-                    if axes is main or curve.row.name in far:
-                        _draw(axes, curve, colours[curve.row.name])
+                    _draw(axes, curve, colours[curve.row.name])
         _octaves(main, scale.x)
         main.set_xlabel("text tokens so far")
         top = strip or main
@@ -135,7 +140,13 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
 
 def _break_marks(lower: Axes, upper: Axes) -> None:
     """Two short strokes where the vertical scale changes."""
-    mark = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 8, "linestyle": "none", "color": paint("soft"), "mew": 0.9}
+    mark: dict[str, Any] = {
+        "marker": [(-1, -0.6), (1, 0.6)],
+        "markersize": 8,
+        "linestyle": "none",
+        "color": paint("soft"),
+        "mew": 0.9,
+    }
     lower.plot([0], [1], transform=lower.transAxes, clip_on=False, **mark)
     upper.plot([0], [0], transform=upper.transAxes, clip_on=False, **mark)
 
@@ -152,7 +163,7 @@ def loss(key: str, title: str, metrics: dict[str, Series]) -> str:
     """Training loss as a line, validation loss as points joined by a thin line."""
     with style():
         figure = new_figure(230)
-        axes = figure.add_axes((0.115, 0.175, 0.865, 0.75))
+        axes = figure.add_axes((0.115, 0.175, 0.835, 0.75))
         train, validation = metrics.get("train/loss"), metrics.get("val/loss")
         if train is not None:
             axes.plot(train.step, train.value, color=paint("one"), linewidth=1.5)
@@ -196,7 +207,7 @@ def attention_scale(key: str) -> str:
         return inline(figure, key, "Colour scale", "From 0, dark, to 1, bright.")
 
 
-def _ticks(number: int, integer: bool = False) -> Any:
+def _ticks(number: int, **options: Any) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=number, integer=integer, steps=[1, 2, 2.5, 5, 10] if not integer else [1, 2, 5, 10])
+    return MaxNLocator(nbins=number, steps=[1, 2, 5, 10], **options)

@@ -91,7 +91,9 @@ def load_metrics(path: Path) -> dict[str, Series]:
     except ValueError as error:
         raise UserError(f"--metrics {path}: line {lines.line_num} holds no number ({error}); mend it.") from error
     if not points:
-        raise UserError(f"--metrics {path}: has neither train/loss nor val/loss; name the metrics.csv of a training run.")
+        raise UserError(
+            f"--metrics {path}: has neither train/loss nor val/loss; name the metrics.csv of a training run."
+        )
     return {name: Series(*np.array(sorted(pairs)).T) for name, pairs in points.items()}
 
 

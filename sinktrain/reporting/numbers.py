@@ -6,6 +6,7 @@ import math
 
 MINUS = "\u2212"
 MISSING = "\u2013"
+TIMES = "\u00d7"
 
 
 def count(value: float) -> str:
@@ -22,7 +23,7 @@ def ppl(value: float) -> str:
     if value < 1e6:
         return f"{value:,.0f}"
     mantissa, power = f"{value:.1e}".split("e")
-    return f"{mantissa} × 10{_superscript(int(power))}"
+    return f"{mantissa} {TIMES} 10{_superscript(int(power))}"
 
 
 def nats(value: float) -> str:
@@ -30,12 +31,17 @@ def nats(value: float) -> str:
     return MISSING if not math.isfinite(value) else _signed(f"{value:+.4f}")
 
 
+def plain(value: float) -> str:
+    """A small positive number to three figures."""
+    return f"{value:.3g}"
+
+
 def change(difference: float) -> str:
     """What a difference in NLL does to the PPL, in percent, or as a factor where it is large."""
     if not math.isfinite(difference):
         return MISSING
     if difference > 1:
-        return f"PPL × {ppl(exponential(difference))}"
+        return f"PPL {TIMES} {ppl(exponential(difference))}"
     return _signed(f"PPL {math.expm1(difference) * 100:+.2f}%")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,9 @@ def render(material: Material) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("count", "ppl", "nats", "change", "exponential", "seconds"):
+    for name in ("count", "ppl", "nats", "change", "exponential", "plain", "seconds"):
         environment.filters[name] = getattr(numbers, name)
-    figures = {name: Markup(svg) for name, svg in _figures(material).items()}
+    figures = defaultdict(Markup, {name: Markup(svg) for name, svg in _figures(material).items()})
     verdict = material.verdict
     return environment.get_template("page.html").render(
         css=Markup((HERE / "style.css").read_text(encoding="utf-8")),
@@ -76,7 +77,7 @@ def _figures(material: Material) -> dict[str, str]:
         if scale is not None:
             fills_at = model.cache_size - model.sinks
             colours = _colours(material)
-            made[f"stream-{key}"] = stream(f"stream-{key}", f"NLL, {word} model", drawn, far, scale, colours, fills_at)
+            made[f"stream-{key}"] = stream(f"stream-{key}", f"NLL, {word} model", drawn, scale, colours, fills_at)
         share = model.share
         if model.attention is not None and share is not None:
             title = f"Attention to position 0, {word} model"

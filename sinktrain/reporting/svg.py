@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -14,7 +14,21 @@ if TYPE_CHECKING:
 
 # The page's CSS variables. Matplotlib wants a colour and not a variable, so each variable has a stand-in that no
 # figure uses otherwise, #0000NN, and `inline` puts the variable in its place.
-PAINTS = ("ink", "soft", "rule", "paper", "far", "accent", "window", "one", "more", "third", "fourth", "dense", "recompute")
+PAINTS = (
+    "ink",
+    "soft",
+    "rule",
+    "paper",
+    "far",
+    "accent",
+    "window",
+    "one",
+    "more",
+    "third",
+    "fourth",
+    "dense",
+    "recompute",
+)
 
 # One unit of a figure is about one CSS pixel where the page is 380 pixels wide; wider pages enlarge it.
 UNITS_PER_INCH = 72
@@ -39,7 +53,7 @@ def style() -> Iterator[None]:
     import matplotlib as mpl
 
     ink, soft, rule = paint("ink"), paint("soft"), paint("rule")
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: searchable, in the page's font, sharp at any size
         "svg.hashsalt": "sinktrain",  # the same figure gives the same file
         "text.parse_math": False,  # a name may hold a dollar sign

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sinktrain.reporting.numbers import change, nats, ppl
+from sinktrain.reporting.numbers import change, nats, plain, ppl
 from sinktrain.reporting.records import Results, Row, Verdict
 
 DEFAULT_MARGIN = math.log(1.01)
@@ -35,8 +35,8 @@ def lost_sink(results: Results) -> str | None:
         return None
     sink, has = ("sink token", "that token") if results.sinks == 1 else ("sink tokens", "those tokens")
     return (
-        f"The cache {row.name} keeps no first positions: once it is full, it has lost the {sink}. This model was trained "
-        f"with {has} in front of every sample and never without, so its NLL can explode there. The other caches keep "
+        f"The cache {row.name} keeps no first positions: once it is full, it has lost the {sink}. This model was "
+        f"trained with {has} in front of every sample and never without, so its NLL can explode there. The other caches keep "
         "position 0. The row shows what the sink does; it is not a way to use this model."
     )
 
@@ -50,13 +50,8 @@ def findings(results: Results, base: Results | None, margin: float | None) -> li
         margin: the difference in NLL that counts as none, in nats; the verdict's, or ln(1.01).
     """
     limit = DEFAULT_MARGIN if margin is None else margin
-    said = [
-        sentence
-        for name, model in (("fine-tuned", results), ("base", base))
-        if model is not None
-        for sentence in (_one_and_more(name, model), _none(name, model))
-        if sentence
-    ]
+    models = [("fine-tuned", results)] if base is None else [("fine-tuned", results), ("base", base)]
+    said = [text for name, model in models if (text := f"{_one_and_more(name, model)} {_none(name, model)}".strip())]
     if base is not None:
         said += [sentence for sentence in (_what_changed(results, base, limit), _attention(results, base)) if sentence]
         said.append(
@@ -79,10 +74,10 @@ def _difference(a: Row, b: Row) -> float:
     return a.nll_full_cache - b.nll_full_cache
 
 
-def _one_and_more(name: str, results: Results) -> str | None:
+def _one_and_more(name: str, results: Results) -> str:
     pair = _fewest_and_most(results)
     if pair is None:
-        return None
+        return ""
     few, many = pair
     gap = _difference(few, many)
     return (
@@ -91,13 +86,16 @@ def _one_and_more(name: str, results: Results) -> str | None:
     )
 
 
-def _none(name: str, results: Results) -> str | None:
+def _none(name: str, results: Results) -> str:
     window = next((row for row in results.rows if row.method == "window"), None)
     kept = next((row for row in results.rows if row.method == "streaming"), None)
     if window is None or kept is None:
-        return None
+        return ""
     gap = _difference(window, kept)
-    return f"Without any first position ({window.name}) it has {ppl(window.ppl_full_cache)}: {nats(gap)} nats ({change(gap)})."
+    return (
+        f"Without any first position, {window.name}, the {name} model has PPL {ppl(window.ppl_full_cache)}: "
+        f"{nats(gap)} nats against {kept.name} ({change(gap)})."
+    )
 
 
 def _what_changed(results: Results, base: Results, limit: float) -> str | None:
@@ -107,17 +105,20 @@ def _what_changed(results: Results, base: Results, limit: float) -> str | None:
     gaps = _difference(*before), _difference(*after)
     if not all(math.isfinite(gap) for gap in gaps):
         return None
-    few = after[0].name
-    was, now = (gap <= limit for gap in gaps)
-    if was and now:
-        text = f"its first token alone already did the job, and the sink token does it now: the gain of {few} is none here."
-    elif now:
-        text = f"its first token alone was not enough, and the sink token is: this is what the sink token changes for {few}."
-    elif was:
-        text = "its first token alone did the job, and the sink token does not: fine-tuning has made this worse."
+    few, many = (row.name for row in after)
+    base_does, tuned_does = (gap <= limit for gap in gaps)
+    if base_does and tuned_does:
+        changed = f"the sink token changes nothing for {few} here, since the text's first token already does its job"
+    elif tuned_does:
+        changed = f"{few} was not enough for the base model, and is enough with the sink token"
+    elif base_does:
+        changed = f"{few} was enough for the base model, and is not with the sink token: fine-tuning has made it worse"
     else:
-        text = "its first token alone was not enough, and the sink token is not enough either."
-    return f"So, for the base model, {text} (A difference of up to {nats(limit)} nats counts as none; see the verdict for intervals.)"
+        changed = f"{few} is not enough for either model"
+    return (
+        f"So, against {many}, {changed}. (Up to {plain(limit)} nats count as no difference; these are plain "
+        "differences, and the verdict has the intervals.)"
+    )
 
 
 def _attention(results: Results, base: Results) -> str | None:

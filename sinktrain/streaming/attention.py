@@ -119,7 +119,7 @@ def stream_attention(
         if stream.start + query.shape[2] - 1 > recent and layer.sink_keys is not None:
             output = _add_sinks(stream, layer, stream.rotary.layers[index], query, output, lse, scaling)
         keys, values = keys[:, :, -recent:], values[:, :, -recent:]
-    layer.keys, layer.values = keys, values
+    layer.keys, layer.values = keys.contiguous(), values.contiguous()
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -50,18 +50,21 @@ def stream_nll(
     rows = tokens.reshape(-1, tokens.shape[-1])
     length = rows.shape[-1] - 1
     state = StreamState(cache=cache, rotary=rotary or Rotary.probe(model), rule=rule, rebase_after=rebase_after)
-    parts: list[Tensor] = []
+    # Made before the first chunk: small results that outlive their chunk would settle in the memory that its logits
+    # leave, which then no longer has room for the next ones, and the process would grow by a chunk's logits each time.
+    nll = torch.empty(len(rows), length, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
     with attention_implementation(model, NAME):
         for begin in range(0, length, chunk):
             piece = rows[:, begin : min(begin + chunk, length) + 1].to(model.device, torch.long)
             size = piece.shape[1] - 1
             positions = state.positions(size, model.device).expand(piece.shape[0], -1)
             logits = model(input_ids=piece[:, :-1], position_ids=positions, use_cache=False, stream=state).logits
-            parts.append(token_nll(logits, piece[:, 1:]).cpu())
+            nll[:, begin : begin + size] = token_nll(logits, piece[:, 1:])
+            del logits
             state.start += size
             if advance is not None:
                 advance(size)
-    return torch.cat(parts, dim=-1).reshape(*tokens.shape[:-1], length)
+    return nll.reshape(*tokens.shape[:-1], length)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sinktrain.base.terminal import say
@@ -60,11 +61,16 @@ def fit(arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    on_terminal = sys.stderr.isatty()
     FitCLI(
         SinkModule,
         SinkDataModule,
         args=["fit", *arguments],
-        trainer_defaults={"enable_progress_bar": sys.stderr.isatty(), "enable_model_summary": False},
+        trainer_defaults={
+            "enable_progress_bar": on_terminal,
+            "enable_model_summary": False,
+            "callbacks": [RichProgressBar()] if on_terminal else [],
+        },
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         parser_kwargs={"description": "Trains a model with a sink token in front of every sample."},

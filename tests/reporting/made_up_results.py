@@ -60,7 +60,8 @@ def write_results(folder: Path, tokens: int = 8192, *, sink: bool, layers: int =
         "cache_size": CACHE,
         "rule": "cache",
         "rows": [_row(name, values) for name, values in nll.items()],
-        "attention": {"share": share.tolist(), "sink_metric": float((share > 0.3).mean()), "length": 64, "sequences": 16},
+        "attention": {"share": share.tolist(), "sink_metric": float((share > 0.3).mean()), "length": 64,
+                      "sequences": 16},
         "environment": {"sinktrain": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "python": "3.11.13",
                         "machine": "2 cores, 15 GiB, x86_64"},
     }  # fmt: skip
@@ -117,8 +118,8 @@ def verdict() -> dict[str, Any]:
         "schema": 1,
         "statement": "proven",
         "sentences": [
-            "One sink token and the 255 most recent tokens predict this text as well as four and 252 do: the difference "
-            "is +0.0011 nats a token, and with 95% confidence it is below +0.0046, under the margin of 0.0100.",
+            "One sink token and the 255 most recent tokens predict this text as well as four and 252 do: the "
+            "difference is +0.0011 nats a token, and with 95% confidence it is below +0.0046, under the margin of 0.0100.",
             "They also predict it as well as a fresh pass over the last 256 tokens does, on a sample of 248 positions.",
             "The sink is needed: without it (0+256) the NLL is 5.52 nats a token higher.",
         ],

@@ -1,0 +1,98 @@
+"""Every command and every program of the README runs, on a tiny model where it names one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+# What makes a command small enough for a test; it comes after the command's own options and so wins over them.
+SMALL = {
+    "prepare": ["--max_documents", "60"],
+    "fit": ["--trainer.max_steps", "12", "--data.sequence_length", "64", "--trainer.limit_val_batches", "1",
+            "--trainer.accelerator", "cpu"],
+}  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks in `language` below a `tested` comment."""
+    return re.findall(rf"<!-- tested[^>]*-->\n```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def commands_run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Runs the README's verbs in order; the checkpoint is where Lightning puts it."""
+    place, verbs = tmp_path_factory.mktemp("readme"), []
+    (block,) = blocks("bash")
+    for line in block.strip().splitlines():
+        program, verb, *options = shlex.split(line.replace("MODEL", str(model_folder)))
+        found = sorted(place.glob("lightning_logs/*/checkpoints/*.ckpt"))
+        options = [str(found[-1]) if option == "CHECKPOINT" else option for option in options]
+        done = run(["-m", "sinktrain.cli", verb, *options, *SMALL.get(verb, [])], place)
+        allowed = (0, 1, 2) if verb == "verify" else (0,)  # a random model need not be proven
+        assert program == "sinktrain" and done.returncode in allowed and "Traceback" not in done.stderr, done.stderr
+        verbs.append(verb)
+    return place, verbs
+
+
+def test_the_commands(commands_run: tuple[Path, list[str]]) -> None:
+    place, verbs = commands_run
+    assert verbs == ["prepare", "fit", "evaluate", "verify", "export", "report"]
+    for made in ("data/stdlib/manifest.json", "runs/eval/verdict.json", "runs/model/config.json", "runs/report.html"):
+        assert (place / made).is_file()
+
+
+def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
+    place, _ = commands_run
+    programs = blocks("python")
+    assert len(programs) == 2
+    for program in programs:
+        small = program.replace("MODEL", str(model_folder)).replace(
+            "max_steps=100", "max_steps=12, limit_val_batches=1"
+        )
+        done = run(["-c", small.replace("sequence_length=512", "sequence_length=64")], place)
+        assert done.returncode == 0, done.stderr
+    assert float(re.search(r"tensor\((.*?)\)", done.stdout)[1]) > 1  # type: ignore[index]
+
+
+def test_the_hand_written_program_has_five_lines() -> None:
+    by_hand = [program for program in blocks("python") if "trainer.fit" in program]
+    assert len(by_hand) == 1 and len([line for line in by_hand[0].splitlines() if line.strip()]) == 5
+
+
+def test_the_two_commands_and_what_ci_calls() -> None:
+    for command in re.findall(r"^\./(scripts/\w+\.sh)$", README, flags=re.MULTILINE):
+        assert os.access(ROOT / command, os.X_OK)
+    assert (ROOT / ".ci/run").read_text().strip().endswith("exec bash scripts/test.sh")
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`((?:scripts|recipes|configs|sinktrain)/[\w./]+)`", README)
+    named += re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_quickstart(tmp_path: Path) -> None:
+    """From a copy of the committed files; about 12 minutes, and the model's package must be within reach."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
+    done = subprocess.run(["./scripts/quickstart.sh"], cwd=tmp_path / "clone", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "clone/runs/quickstart/report.html").is_file()
+    assert "roven: on 8,192 tokens" in done.stdout  # Proven or Not proven: as found
