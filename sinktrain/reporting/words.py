@@ -36,8 +36,8 @@ def lost_sink(results: Results) -> str | None:
     sink, has = ("sink token", "that token") if results.sinks == 1 else ("sink tokens", "those tokens")
     return (
         f"The cache {row.name} keeps no first positions: once it is full, it has lost the {sink}. This model was "
-        f"trained with {has} in front of every sample and never without, so its NLL can explode there. The other caches keep "
-        "position 0. The row shows what the sink does; it is not a way to use this model."
+        f"trained with {has} in front of every sample and never without, so its NLL can explode there. The other "
+        "caches keep position 0. The row shows what the sink does; it is not a way to use this model."
     )
 
 

@@ -119,7 +119,7 @@ def verdict() -> dict[str, Any]:
         "statement": "proven",
         "sentences": [
             "One sink token and the 255 most recent tokens predict this text as well as four and 252 do: the "
-            "difference is +0.0011 nats a token, and with 95% confidence it is below +0.0046, under the margin of 0.0100.",
+            "difference is +0.0011 nats a token, and with 95% confidence it is below +0.0046, under the margin.",
             "They also predict it as well as a fresh pass over the last 256 tokens does, on a sample of 248 positions.",
             "The sink is needed: without it (0+256) the NLL is 5.52 nats a token higher.",
         ],
