@@ -35,6 +35,9 @@ class Reader(HTMLParser):
         if tag == "data":
             self.tables.setdefault(self._table, []).append(float(dict(attrs)["value"] or "nan"))
 
+    def handle_endtag(self, tag: str) -> None:
+        self._table = "" if tag == "table" else self._table
+
     def handle_data(self, data: str) -> None:
         self.words.append(data)
 
