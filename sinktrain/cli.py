@@ -97,7 +97,7 @@ def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=f"sinktrain {verb}", description=summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     parser.add_function_arguments(function, as_positional=False)
-    parsed = parser.instantiate_classes(parser.parse_args(arguments))
+    parsed = parser.instantiate(parser.parse_args(arguments))
     return {name: value for name, value in vars(parsed).items() if name != "config"}
 
 

@@ -69,9 +69,7 @@ def test_options_from_yaml_and_from_the_command_line_agree(tmp_path: Path, capsy
     assert printed[0]["caches"] == "0+256 1+255 4+252"
 
 
-FIT = (
-    "fit --model.name {model} --data.path {data} --data.sequence_length 32 --trainer.max_steps 3 --trainer.logger false"
-)
+FIT = "fit --model.name {model} --data.path {data} --data.sequence_length 32 --trainer.max_steps 3"
 PREPARE = "prepare --tokenizer {model} --out {folder}/new --source {folder}"
 EVALUATE = "evaluate --model.name {model} --text {data} --out {folder}/new --tokens 200"
 MISTAKES = {
@@ -84,6 +82,16 @@ MISTAKES = {
     "length above the model's": (f"{FIT} --data.sequence_length 5000", "--data.sequence_length"),
     "length without room": (f"{FIT} --data.sequence_length 2", "--data.sequence_length"),
     "text shorter than a sample": (f"{FIT} --data.sequence_length 512 --data.path {{short}}", "--data.sequence_length"),
+    "steps that cannot be": (f"{FIT} --trainer.accumulate_grad_batches 0", "accumulate_grad_batches"),
+    "no checkpoint": (f"{FIT} --ckpt_path {{folder}}/no.ckpt", "--ckpt_path"),
+    "not a checkpoint": (f"{FIT} --ckpt_path {{folder}}/short.txt", "--ckpt_path"),
+    "the same batches": (f"{FIT} --trainer.limit_train_batches 2", "limit_train_batches"),
+    "betas": (f"{FIT} --model.optimizer.betas [0.9,2.0]", "betas"),
+    "package": (f"{FIT} --model.name package:a.b.c", "package:a.b.c"),
+    "chunk": (f"{EVALUATE} --chunk -3", "--chunk"),
+    "tokens": (f"{EVALUATE} --tokens -5", "--tokens"),
+    "seed": (f"{EVALUATE} --seed -1", "--seed"),
+    "resamples": ("verify --results {folder} --resamples 0", "--resamples"),
     "no data": (f"{FIT} --data.path {{folder}}/absent", "data.path"),
     "no file": (f"{PREPARE}/absent.txt", "--source"),
     "empty file": (f"{PREPARE}/empty.txt", "empty"),
@@ -97,8 +105,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", list(MISTAKES))
 def test_mistakes_are_one_sentence(
-    name: str, model_folder: Path, prepared_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    name: str, model_folder: Path, prepared_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     line, words = MISTAKES[name]
     (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
@@ -106,6 +115,7 @@ def test_mistakes_are_one_sentence(
     main(
         ["prepare", "--source", f"{tmp_path}/short.txt", "--tokenizer", str(model_folder), "--out", f"{tmp_path}/short"]
     )
+    monkeypatch.chdir(tmp_path)  # where logs would go
     before = sorted(tmp_path.rglob("*"))
     capfd.readouterr()
     places = {"model": model_folder, "data": prepared_folder, "folder": tmp_path, "short": tmp_path / "short"}

@@ -8,3 +8,13 @@ class UserError(Exception):
 
     The command line prints it alone on stderr and exits with status 2; `--debug` adds the traceback.
     """
+
+
+def at_least(option: str, value: float, least: float) -> None:
+    """Refuses a number below `least`.
+
+    Raises:
+        UserError: `value` is below it.
+    """
+    if value < least:
+        raise UserError(f"{option} {value}: is below {least}; give {least} or more.")

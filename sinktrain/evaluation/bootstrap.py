@@ -45,7 +45,7 @@ def block_length(series: Series) -> int:
     """A block length from the series' own memory (after Politis and White 2004, for the moving-block bootstrap).
 
     The correlation is summed up to the first lag m after which several in a row are inside the noise band
-    2 sqrt(log10(n) / n); the length is (2 g^2 / (4/3 s^2) n)^(1/3) with a flat-top window, between 1 and n / 20.
+    2 sqrt(log10(n) / n); the length is (2 g^2 / (4/3 s^2) n)^(1/3) with a flat-top window, between 1 and n / 4.
     """
     n = len(series)
     centred = series - series.mean()
@@ -62,9 +62,9 @@ def block_length(series: Series) -> int:
     g = 2 * float(np.sum(taper * k * covariance[k]))
     spectrum = covariance[0] + 2 * float(np.sum(taper * covariance[k]))
     if spectrum <= 0:
-        return max(1, n // 20)
+        return max(1, n // 4)
     length = (2 * g**2 / (4 / 3 * spectrum**2) * n) ** (1 / 3)
-    return int(np.clip(np.ceil(length), 1, max(1, n // 20)))
+    return int(np.clip(np.ceil(length), 1, max(1, n // 4)))
 
 
 def bootstrap_mean(series: Series, *, block: int | None = None, resamples: int = 5000, seed: int = 0) -> Interval:

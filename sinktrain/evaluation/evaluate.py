@@ -6,7 +6,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from sinktrain.base.errors import UserError
+from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import progress, say
 from sinktrain.evaluation.attention import attention_to_first
 from sinktrain.evaluation.grid import Row, full_cache, parse_caches, recompute_row, stream_row
@@ -53,6 +53,11 @@ def evaluate(
         The result folder.
     """
     specs = parse_caches(caches)
+    at_least("--tokens", tokens, 1)
+    at_least("--chunk", chunk, 1)
+    at_least("--batch", batch, 1)
+    for option, value in (("--skip", skip), ("--recompute", recompute), ("--seed", seed)):
+        at_least(option, value, 0)
     sizes = [spec.size for spec in specs if spec.size is not None]
     if not sizes:
         raise UserError(f"--caches {caches!r}: holds no cache that evicts; add one such as 1+255.")

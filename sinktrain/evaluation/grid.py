@@ -94,6 +94,7 @@ def stream_row(
     start = time.perf_counter()
     nll = stream_nll(subject.model, stream, cache, rule=rule, chunk=chunk, rotary=rotary, advance=advance)
     seconds = time.perf_counter() - start
+    _check_finite(subject, nll)
     aligned = np.full(len(text.tokens), np.nan)
     first = max(0, 1 - len(sinks))  # without a sink nothing predicts the first token
     aligned[first:] = nll.double().numpy()[max(0, len(sinks) - 1) :]
@@ -121,6 +122,16 @@ def recompute_row(
         subject.model, text.tokens, targets, size, sink_ids=subject.sink_ids, batch=batch, advance=advance
     )
     seconds = time.perf_counter() - start
+    _check_finite(subject, nll)
     aligned = np.full(len(text.tokens), np.nan)
     aligned[targets] = nll.double().numpy()
     return Row("recompute", "recompute", aligned, seconds, samples * (size + len(subject.sink_ids)))
+
+
+def _check_finite(subject: Subject, nll: torch.Tensor) -> None:
+    """NaN stands for "not predicted" from here on, so it must not come from the model."""
+    if not bool(nll.isfinite().all()):
+        raise UserError(
+            f"model.name {subject.options.name}: {int((~nll.isfinite()).sum())} of {nll.numel()} NLLs are not finite; "
+            "use --model.dtype float32, or a model whose weights are whole."
+        )

@@ -77,6 +77,13 @@ def judge(
     """
     if cache.size is None or cache.size != against.size:
         raise UserError(f"--against {against}: must hold as many positions as --cache {cache}; change one of them.")
+    if against.sinks <= cache.sinks:
+        raise UserError(f"--against {against}: must keep more sinks than --cache {cache}; try 4+{cache.size - 4}.")
+    if cache.size != results.size:
+        raise UserError(
+            f"--cache {cache}: recompute was measured for C = {results.size}, the largest cache of the results; "
+            "run `sinktrain evaluate` with caches of one size."
+        )
     for spec in (cache, against):
         if str(spec) not in results.nll:
             raise UserError(f"--results: holds no cache {spec}; run `sinktrain evaluate --caches` with it.")
@@ -121,11 +128,24 @@ def sentences(
     first = {
         "proven": f"Proven: {where}, {subject} costs less than {percent} of perplexity.",
         "not proven": f"Not proven: {where}, {subject} may cost {percent} of perplexity or more.",
-        "could not be judged": f"Could not be judged: {where}, too few tokens can be compared for {subject}.",
+        "could not be judged": f"Could not be judged: {where}, {_missing(found, results)}.",
     }[statement]
     parts = [_in_words(pair, margin) for pair in found]
     second = f"Its perplexity differs {'; '.join(parts)}." if parts else "No difference could be measured."
     return [first, second, _need_in_words(needed, margin)]
+
+
+def _missing(found: list[Comparison], results: Results) -> str:
+    """Why there is no verdict, and the option of `sinktrain evaluate` that gives one."""
+    if "recompute" not in results.nll:
+        return "recompute was not measured (evaluate with --recompute 400)"
+    few = [pair for pair in found if not pair.enough]
+    if few:
+        option = "--recompute" if few[0].b == "recompute" else "--tokens"
+        return (
+            f"{few[0].tokens:,} tokens are too few to compare {few[0].a} with {few[0].b} (evaluate with more {option})"
+        )
+    return "some NLLs are not finite (evaluate again, and look at the model)"
 
 
 def _in_words(pair: Comparison, margin: float) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from sinktrain.base.errors import UserError
+from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.results import read_results
 from sinktrain.evaluation.verdict import judge
@@ -44,6 +44,8 @@ def verify(
     """
     if margin <= 0:
         raise UserError(f"--margin {margin}: must be above 0; the default is ln 1.01.")
+    at_least("--resamples", resamples, 100)
+    at_least("--seed", seed, 0)
     found = read_results(results)
     record = judge(
         found, CacheSpec.parse(cache, "--cache"), CacheSpec.parse(against, "--against"),

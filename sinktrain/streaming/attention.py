@@ -213,7 +213,8 @@ def attention_with_lse(
             query, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
         return output, lse
-    scores = (query @ key.transpose(-1, -2)).to(_score_dtype(query)) * scaling
+    dtype = _score_dtype(query)  # a fused kernel does not round scores to bf16 before the softmax either
+    scores = (query.to(dtype) @ key.to(dtype).transpose(-1, -2)) * scaling
     scores = scores if mask is None else scores + mask
     lse = scores.logsumexp(dim=-1)
     return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse

@@ -46,7 +46,10 @@ def stream_nll(
 
     Raises:
         UserError: the model has no streaming form.
+        ValueError: `chunk` is below 1.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, not {chunk}")
     rows = tokens.reshape(-1, tokens.shape[-1])
     length = rows.shape[-1] - 1
     state = StreamState(cache=cache, rotary=rotary or Rotary.probe(model), rule=rule, rebase_after=rebase_after)

@@ -38,6 +38,7 @@ class RollingLayer(DynamicLayer):
         position = self.in_text[-1] + 1 if self.in_text else 0
         in_text = [*self.in_text, position]
         places = self.places(in_text)
+        places = places.to(key_states.device)
         keys = torch.cat((self.keys, self._turn(key_states, -places[-1:])), dim=2)
         values = torch.cat((self.values, value_states), dim=2)
 
@@ -67,11 +68,12 @@ def reference_nll(
     rotary = rotary or Rotary.probe(model)
     layers = [RollingLayer(cache, rule, rotary, rotates) for rotates in rotary.layers]
     rolling = Cache(layers=list(layers))
+    tokens = tokens.to(model.device)
     parts = []
     for i in range(len(tokens) - 1):
-        place = layers[0].places([*layers[0].in_text, i])[-1:]
+        place = layers[0].places([*layers[0].in_text, i])[-1:].to(model.device)
         logits = model(
             input_ids=tokens[None, i : i + 1], position_ids=place[None], past_key_values=rolling, use_cache=True
         ).logits
-        parts.append(token_nll(logits, tokens[None, i + 1 : i + 2])[0])
+        parts.append(token_nll(logits, tokens[None, i + 1 : i + 2])[0].cpu())
     return torch.cat(parts)

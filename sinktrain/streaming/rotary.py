@@ -117,7 +117,7 @@ def _keys_at(model: PreTrainedModel, position: int) -> list[Tensor]:
     try:
         with attention_implementation(model, "sinktrain_probe"):
             model(input_ids=ids, position_ids=torch.full_like(ids, position), use_cache=False, probed_keys=keys)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise _no_streaming_form(model, "it takes no position ids or no attention function of ours") from error
     if not keys:
         raise _no_streaming_form(model, "it does not use the attention interface of transformers")
@@ -125,9 +125,11 @@ def _keys_at(model: PreTrainedModel, position: int) -> list[Tensor]:
 
 
 def _frequencies(model: PreTrainedModel) -> Tensor:
+    if any(getattr(module, "rope_type", "") in ("dynamic", "longrope") for module in model.modules()):
+        raise _no_streaming_form(model, "its rotary frequencies change with the length of the text")
     buffers = [buffer for name, buffer in model.named_buffers() if name.split(".")[-1] == "inv_freq"]
     if not buffers:
-        raise _no_streaming_form(model, "it has no rotary embedding")
+        raise _no_streaming_form(model, "it has no rotary embedding of the usual form (one `inv_freq`)")
     found = [buffer.detach().double() for buffer in buffers]
     if any(other.shape != found[0].shape or not torch.equal(other, found[0]) for other in found[1:]):
         raise _no_streaming_form(model, "its layers rotate by several frequencies")

@@ -68,7 +68,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    checkpoint = _read(Path(path), option)
+    checkpoint = read_checkpoint(Path(path), option)
     record = checkpoint["sinktrain"]
     fields = json.loads(record["config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -84,12 +84,17 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     )
 
 
-def _read(path: Path, option: str) -> dict[str, Any]:
+def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
+    """The checkpoint as it lies on the disk, memory-mapped.
+
+    Raises:
+        UserError: there is no such file, it is cut short, or `sinktrain fit` did not write it.
+    """
     if not path.is_file():
         raise UserError(f"{option} {path}: no such checkpoint file; name a .ckpt that `sinktrain fit` wrote.")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
         raise UserError(
             f"{option} {path}: cannot be read, it is cut short or not a checkpoint; name another."
         ) from error

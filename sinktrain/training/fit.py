@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
 from sinktrain.data import SinkDataModule
+from sinktrain.training.checkpoints import check_record, read_checkpoint
 from sinktrain.training.module import SinkModule
 
 
@@ -28,6 +31,28 @@ class FitCLI(LightningCLI):
         """A parser whose errors are raised, so that the command line can say them in one sentence."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's would put the checkpoint's hyperparameters over the command line's (its issue 21455)."""
+
+    def before_fit(self) -> None:
+        """Refuses what would only fail later, or fail without a sentence."""
+        at_least("--trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, 1)
+        checkpoint = self.config.fit.ckpt_path
+        if checkpoint not in (None, "last", "best", "hpc"):
+            check_record(read_checkpoint(Path(checkpoint), "--ckpt_path"), self.model.sink)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """A run that is refused before its first step leaves no empty logs behind."""
+        folders = [Path(folder) for logger in self.trainer.loggers if (folder := logger.log_dir or logger.save_dir)]
+        new = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            if self.trainer.global_step == 0 and self.trainer.is_global_zero:
+                for path in new:
+                    shutil.rmtree(path, ignore_errors=True)
+            raise
+
     def after_fit(self) -> None:
         """Says what was done and where it is."""
         trainer = self.trainer
@@ -36,10 +61,13 @@ class FitCLI(LightningCLI):
         say(f"trained {trainer.global_step} steps: {', '.join(losses)}")
         for logger in trainer.loggers:
             say(f"logs: {logger.log_dir or logger.save_dir}")
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if checkpoint or best:
-            say(f"checkpoint: {_relative(checkpoint or best)}")
+        callback = trainer.checkpoint_callback
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            found = sorted(Path(callback.dirpath).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+            if callback._last_global_step_saved != trainer.global_step or not found:
+                found.append(Path(callback.dirpath) / "last.ckpt")  # the run ended between two saves
+                trainer.save_checkpoint(found[-1])
+            say(f"checkpoint: {_relative(str(found[-1]))}")
 
 
 _NOISE = (
@@ -70,6 +98,12 @@ def fit(arguments: list[str]) -> None:
             "enable_progress_bar": on_terminal,
             "enable_model_summary": False,
             "callbacks": [RichProgressBar()] if on_terminal else [],
+            # The samples never end and are dealt out by sinktrain: an epoch is the whole run, and validation goes by
+            # micro-batches.
+            "check_val_every_n_epoch": None,
+            "val_check_interval": 50,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
         },
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,

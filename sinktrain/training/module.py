@@ -25,6 +25,10 @@ from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer, build_schedule
 
+CONSTANT = 1024.0
+"""What a micro-batch's summed NLL is divided by until the tokens of the global batch are known: any number will do, as
+long as it is the same on all ranks; this one keeps losses near 1."""
+
 
 class SinkModule(L.LightningModule):
     """Fine-tunes a pretrained causal language model, or trains one from scratch, with learnable sink tokens.
@@ -113,15 +117,13 @@ class SinkModule(L.LightningModule):
     def _begin_window(self) -> None:
         self._nll = torch.zeros((), device=self.device)
         self._tokens = torch.zeros((), device=self.device)
-        self._constant = 0.0
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The micro-batch's summed NLL over a constant; see `on_before_optimizer_step`."""
         nll, tokens = self.nll_sum(batch)
-        self._constant = self._constant or float(batch["labels"].numel())
         self._nll += nll.detach()
         self._tokens += tokens
-        return nll / self._constant
+        return nll / CONSTANT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the gradient into that of the token-weighted mean over the global batch, and logs."""
@@ -130,7 +132,7 @@ class SinkModule(L.LightningModule):
         if ranks > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         nll, tokens = totals.unbind()
-        scale = self._constant * self.trainer.accumulate_grad_batches * ranks / tokens.clamp(min=1)
+        scale = CONSTANT * self.trainer.accumulate_grad_batches * ranks / tokens.clamp(min=1)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
         self.log("train/loss", nll / tokens.clamp(min=1), prog_bar=True)

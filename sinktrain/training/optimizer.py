@@ -36,6 +36,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"optimizer.learning_rate {self.learning_rate}: must be above 0.")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: must be 0 or more.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas {self.betas}: must lie between 0 and 1.")
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"optimizer.final_fraction {self.final_fraction}: must lie between 0 and 1.")
 

@@ -130,6 +130,7 @@ def stand_in(folder: Path, rank: int, ranks: int, deals: bool = False, **options
     data = SinkDataModule(str(folder), sequence_length=16, **options)
     connector = SimpleNamespace(use_distributed_sampler=deals)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        limit_train_batches=1.0,
         lightning_module=Recorder(folder), global_rank=rank, world_size=ranks, global_step=3, accumulate_grad_batches=2,
         limit_val_batches=1.0, _accelerator_connector=connector,
     )  # fmt: skip

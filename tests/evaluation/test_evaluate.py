@@ -130,6 +130,18 @@ def test_mistakes_are_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_is_broken_is_refused(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.lm_head.weight[7] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "model")
+    assert run(tmp_path / "model", prepared_folder, tmp_path / "out") == 2
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_existing_result_is_kept(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")

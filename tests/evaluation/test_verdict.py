@@ -72,7 +72,8 @@ def test_too_little_text_could_not_be_judged(truth: dict[str, int]) -> None:
 def test_nothing_to_compare_with_could_not_be_judged() -> None:
     results = made_up()
     del results.nll["recompute"]
-    assert verdict(results)["statement"] == "could not be judged"
+    found = verdict(results)
+    assert found["statement"] == "could not be judged" and "--recompute" in found["sentences"][0]
 
 
 def test_numbers_that_are_not_finite_could_not_be_judged() -> None:
@@ -91,6 +92,30 @@ def test_tokens_before_the_cache_is_full_do_not_count() -> None:
 def test_not_needed_is_said() -> None:
     found = verdict(made_up(window=0.001))
     assert not found["needed"]["holds"] and "not shown to be needed" in found["sentences"][2]
+
+
+@pytest.mark.parametrize("against", ["1+31", "0+32"])
+def test_a_cache_is_not_judged_against_itself_or_less(against: str) -> None:
+    with pytest.raises(UserError, match="--against"):
+        verdict(made_up(), against=against)
+
+
+def test_recompute_of_another_size_is_refused() -> None:
+    results = made_up()
+    results.record["cache_size"] = 64
+    with pytest.raises(UserError, match="C = 64"):
+        verdict(results)
+
+
+def test_noise_with_a_long_memory_could_not_be_judged() -> None:
+    """400 tokens that move as one are no 400 tokens."""
+    results, generator = made_up(tokens=432, samples=392), np.random.default_rng(2)
+    drift = np.zeros(432)
+    for t in range(1, 432):
+        drift[t] = 0.98 * drift[t - 1] + 0.2 * generator.standard_normal()
+    results.nll["4+28"] = results.nll["1+31"] + drift
+    found = verdict(results)
+    assert found["statement"] == "could not be judged" and "--tokens" in found["sentences"][0]
 
 
 def test_caches_of_different_sizes_are_refused() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sinktrain.base.errors import UserError
-from sinktrain.streaming import CacheSpec, Rotary, recompute_nll, stream_nll
+from sinktrain.streaming import CacheSpec, Rotary, recompute_nll, reference_nll, stream_nll
 from sinktrain.streaming.attention import StreamState, attention_with_lse
 
 
@@ -45,6 +45,36 @@ def test_models_without_rotary_positions_are_refused() -> None:
     bloom = other_model("bloom", hidden_size=32, n_layer=2, n_head=2, vocab_size=64)
     with pytest.raises(UserError, match="cannot stream"):
         stream_nll(bloom, torch.arange(20), CacheSpec(1, 7))
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}])
+def test_frequencies_that_change_with_length_are_refused(scaling: dict[str, object], text: Tensor) -> None:
+    with pytest.raises(UserError, match="change with the length"):
+        stream_nll(tiny_model("llama", rope_parameters=scaling), text, CacheSpec(2, 14))
+
+
+@pytest.mark.parametrize("scaling", [
+    {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 128},
+    {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}])  # fmt: skip
+def test_fixed_scalings_are_exact(scaling: dict[str, object], text: Tensor) -> None:
+    model, spec = tiny_model("llama", rope_parameters=scaling), CacheSpec(2, 14)
+    found, expected = stream_nll(model, text, spec, chunk=9), reference_nll(model, text, spec)
+    assert float((found - expected).abs().max()) < 1e-5
+
+
+def test_a_chunk_of_nothing_is_refused(text: Tensor) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        stream_nll(tiny_model("llama"), text, CacheSpec(2, 14), chunk=0)
+
+
+def test_scores_of_the_plain_path_are_not_rounded_to_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (4 * torch.randn(1, 2, 30, 16, generator=generator) for _ in range(2))
+    v = torch.randn(1, 2, 30, 8, generator=generator)  # another width than the keys': no fused kernel
+    exact, _ = attention_with_lse(q.bfloat16().double(), k.bfloat16().double(), v.bfloat16().double(), None, 0.25)
+    found, lse = attention_with_lse(q.bfloat16(), k.bfloat16(), v.bfloat16(), None, 0.25)
+    assert lse.dtype == torch.float32
+    assert float((found.double() - exact).abs().mean()) < 2e-3
 
 
 def test_a_narrower_sliding_window_is_refused(text: Tensor) -> None:

@@ -1,0 +1,64 @@
+"""Two real processes (gloo) train as one does on the same global batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import json, sys, warnings
+warnings.filterwarnings("ignore")
+import lightning as L, torch
+from sinktrain.data import SinkDataModule
+from sinktrain.training import OptimizerConfig, SinkModule
+torch.set_num_threads(1)
+model, data, folder, ranks, batch, accumulate = sys.argv[1:4] + [int(n) for n in sys.argv[4:]]
+class Losses(L.Callback):
+    def __init__(self): self.found = []
+    def on_train_batch_end(self, trainer, module, *rest):
+        if (rest[2] + 1) % accumulate == 0: self.found.append(float(trainer.callback_metrics["train/loss"]))
+losses = Losses()
+trainer = L.Trainer(
+    accelerator="cpu", devices=ranks, strategy="ddp_fork" if ranks > 1 else "auto", max_steps=4, logger=False,
+    accumulate_grad_batches=accumulate, gradient_clip_val=0.5, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=folder,
+    check_val_every_n_epoch=None, val_check_interval=4 * accumulate, callbacks=[losses])
+class Module(SinkModule):
+    def on_train_end(self):
+        if self.trainer.is_global_zero:
+            norm = sum(float(p.detach().double().abs().sum()) for p in self.parameters())
+            sink = self.model.get_input_embeddings().weight[self.sink_ids].detach().double().abs().sum()
+            found = {"losses": losses.found, "val": float(self.trainer.callback_metrics["val/loss"]), "norm": norm,
+                     "sink": float(sink)}
+            open(folder + "/found.json", "w").write(json.dumps(found))
+module = Module(name=model, optimizer=OptimizerConfig(warmup_steps=1))
+data = SinkDataModule(data, sequence_length=32, batch_size=batch, validation_batches=8 // batch)
+trainer.fit(module, data)
+"""
+
+
+@pytest.mark.parametrize(("ranks", "batch", "accumulate"), [(2, 2, 1), (2, 1, 2)])
+def test_two_ranks_equal_one(
+    ranks: int, batch: int, accumulate: int, model_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    found = []
+    for settings in ((1, 4, 1), (ranks, batch, accumulate)):
+        folder = tmp_path / str(settings[0])
+        folder.mkdir()
+        arguments = [str(model_folder), str(prepared_folder), str(folder), *map(str, settings)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, env=environment, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((folder / "found.json").read_text()))
+    one, two = found
+    assert len(one["losses"]) == len(two["losses"]) == 4
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert two["val"] == pytest.approx(one["val"], abs=1e-5)
+    assert two["norm"] == pytest.approx(one["norm"], rel=1e-6) and two["sink"] == pytest.approx(one["sink"], rel=1e-5)
