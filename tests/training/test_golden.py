@@ -1,0 +1,41 @@
+"""A fixed run from scratch: a change that should not change numbers is seen not to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+from test_training import Recorder, trainer
+
+from sinktrain.data import SinkDataModule
+from sinktrain.sinks import SinkConfig
+from sinktrain.training import OptimizerConfig, SinkModule
+
+CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+GOLDEN = {
+    0: [5.731730, 5.495558, 5.121734, 4.769311, 4.473358, 4.264818, 4.122325, 4.119350],
+    1: [5.790367, 5.649946, 5.351285, 4.969577, 4.722407, 4.491107, 4.276343, 4.255865],
+    2: [5.797547, 5.629883, 5.394776, 5.105497, 4.766137, 4.503334, 4.370087, 4.245040],
+}
+"""Losses by number of sinks (0: none)."""
+
+
+def losses(tokenizer: Path, data: Path, folder: Path, count: int) -> list[float]:
+    L.seed_everything(0, verbose=False)
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
+    sink = SinkConfig(count=count) if count else SinkConfig(kind="none")
+    module = SinkModule(config=CONFIG, tokenizer=str(tokenizer), sink=sink, optimizer=optimizer)
+    recorder = Recorder()
+    fit = trainer(folder, 8, callbacks=[recorder], gradient_clip_val=1.0)
+    fit.fit(module, SinkDataModule(str(data), sequence_length=32, batch_size=4))
+    return recorder.losses
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_golden_losses(count: int, tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    """Bit for bit on one machine; to 2e-5 on another processor, whose sums run in another order."""
+    first, second = (losses(tokenizer_folder, prepared_folder, tmp_path / str(n), count) for n in range(2))
+    assert first == second
+    assert first == pytest.approx(GOLDEN[count], abs=2e-5)
