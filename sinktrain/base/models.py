@@ -88,7 +88,7 @@ def load_tokenizer(name: str, option: str = "model.name", **hub: Any) -> PreTrai
         with _explain(name, option, "tokenizer"):
             return PreTrainedTokenizerFast(tokenizer_file=name)
     location = locate(name, option)
-    with _quiet(), _explain(name, option, "tokenizer"):
+    with quiet(), _explain(name, option, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location.path, **location.arguments, **hub)
     return tokenizer
 
@@ -105,7 +105,7 @@ def load_model(name: str, dtype: torch.dtype | None = None, option: str = "model
     from transformers import AutoModelForCausalLM
 
     location = locate(name, option)
-    with _quiet(), _explain(name, option, "model"):
+    with quiet(), _explain(name, option, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             location.path, dtype=dtype or torch.float32, **location.arguments, **hub
         )
@@ -123,7 +123,7 @@ def load_config(name: str, option: str = "model.name", **hub: Any) -> PreTrained
     from transformers import AutoConfig
 
     location = locate(name, option)
-    with _quiet(), _explain(name, option, "model"):
+    with quiet(), _explain(name, option, "model"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(location.path, **location.arguments, **hub)
     return config
 
@@ -201,7 +201,7 @@ def _explain(name: str, option: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no advice of transformers on stderr; errors are raised all the same."""
     from transformers.utils import logging
 

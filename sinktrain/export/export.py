@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
+from sinktrain.base.models import quiet
 from sinktrain.base.terminal import say
 from sinktrain.export.card import model_card
 from sinktrain.sinks.tokenizer import save_tokenizer
@@ -42,7 +43,8 @@ def export(
     judged = None if verdict is None else _read_verdict(verdict)
     with new_folder(out, "--out", overwrite=overwrite) as folder:
         trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint")
-        trained.model.save_pretrained(folder)
+        with quiet():
+            trained.model.save_pretrained(folder)
         save_tokenizer(trained.tokenizer, folder)
         _check(folder, trained.tokenizer("text").input_ids)
         (folder / "README.md").write_text(model_card(trained, out.name, judged))
