@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import re
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -202,16 +203,19 @@ def _explain(name: str, option: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no advice of transformers on stderr; errors are raised all the same."""
-    from transformers.utils import logging
+    """No progress bars, advice or retries of transformers and the hub on stderr; errors are raised all the same."""
+    import transformers.utils.logging  # noqa: F401 (makes the loggers, at the levels that the environment asks for)
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(40)  # logging.ERROR
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # the bars of the GGUF reader obey no switch
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:
