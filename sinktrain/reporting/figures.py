@@ -32,13 +32,13 @@ def paints(rows: list[Row]) -> dict[str, str]:
 
 
 def forest(key: str, title: str, comparisons: list[Comparison], margin: float) -> str:
-    """Paired differences with their intervals, the one-sided bound as a tick, the margin as a dashed line."""
+    """Paired differences with their intervals, the bound that decides as a tick, the margin as a dashed line."""
     rows = len(comparisons)
     height = 66 + 48 * rows
     with style():
         figure = new_figure(height)
         axes = figure.add_axes((0.005, 36 / height, 0.99, 1 - 52 / height))
-        reach = [value for c in comparisons for value in (*c.interval, c.upper, c.difference) if math.isfinite(value)]
+        reach = [value for c in comparisons for value in (*c.interval, c.bound, c.difference) if math.isfinite(value)]
         low, high = min([0.0, *reach]), max([0.0, margin, *reach])
         pad = (high - low) * 0.08
         axes.set(xlim=(low - pad, high + pad), ylim=(rows - 0.3, -0.75))
@@ -65,7 +65,7 @@ def forest(key: str, title: str, comparisons: list[Comparison], margin: float) -
 def _interval(axes: Axes, position: int, item: Comparison) -> None:
     colour = paint("accent")
     axes.plot(item.interval, (position, position), color=colour, linewidth=2.6)
-    axes.plot((item.upper, item.upper), (position - 0.12, position + 0.12), color=colour, linewidth=1.6)
+    axes.plot((item.bound, item.bound), (position - 0.12, position + 0.12), color=colour, linewidth=1.6)
     axes.plot(item.difference, position, "o", color=colour, markersize=7)
     # the ground behind the words interrupts the two vertical lines, which would run through them
     ground = {"facecolor": paint("paper"), "edgecolor": "none", "pad": 1.5}
@@ -83,7 +83,7 @@ def stream(key: str, title: str, curves: list[Curve], scale: Scale, colours: dic
             strip.set(xlim=scale.x, ylim=scale.far, xscale="log")
             strip.tick_params(bottom=False, labelbottom=False)
             strip.spines["bottom"].set_visible(False)
-            strip.yaxis.set_major_locator(_ticks(3, prune="lower"))
+            strip.set_yticks(_clear_of_break(scale.far))
             _break_marks(main, strip)
         else:
             main, strip = figure.add_axes((0.115, 0.16, 0.835, 0.77)), None
@@ -107,16 +107,18 @@ def stream(key: str, title: str, curves: list[Curve], scale: Scale, colours: dic
 
 
 class Scale:
-    """The axis limits that all stream panels share: `x`, `near` for most rows, `far` for those in `far_names`."""
+    """The axis limits that all stream panels share: `x`, `near` for most rows, `far` for each panel's `far_names`."""
 
-    def __init__(self, panels: list[list[Curve]], far_names: set[str]) -> None:
-        every = [curve for panel in panels for curve in panel]
-        xs = np.concatenate([curve.x for curve in every])
-        self.x = (float(xs.min()), float(xs.max()))
+    def __init__(self, panels: list[list[Curve]], far_names: list[set[str]]) -> None:
+        every = [
+            (curve, curve.row.name in names) for panel, names in zip(panels, far_names, strict=True) for curve in panel
+        ]
+        xs = np.concatenate([curve.x for curve, _ in every])
+        self.x = (float(xs.min()), float(xs.max()) * 1.04)  # room for a dot at the end
         # the first tokens of a stream have little context and a high NLL for every row: they do not set the scale
         settled = self.x[0] * 4
-        near = [curve.y[curve.x >= settled] for curve in every if curve.row.name not in far_names]
-        far = [curve.y[curve.x >= settled] for curve in every if curve.row.name in far_names]
+        near = [curve.y[curve.x >= settled] for curve, is_far in every if not is_far]
+        far = [curve.y[curve.x >= settled] for curve, is_far in every if is_far]
         self.near = _limits(np.concatenate(near or far))
         self.far: tuple[float, float] | None = None
         if far and near:
@@ -136,6 +138,12 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     else:
         wide = 1.3 if colour in DASHES else 2.0
         axes.plot(curve.x, curve.y, color=paint(colour), linewidth=wide, linestyle=DASHES.get(colour, "-"))
+
+
+def _clear_of_break(limits: tuple[float, float]) -> list[float]:
+    """A few ticks for the upper strip, none of them so low that its number would stand on the break marks."""
+    low, high = limits
+    return [tick for tick in _ticks(3).tick_values(low, high) if low + 0.15 * (high - low) <= tick <= high]
 
 
 def _break_marks(lower: Axes, upper: Axes) -> None:

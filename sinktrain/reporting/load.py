@@ -67,8 +67,8 @@ def load_verdict(path: Path) -> Verdict:
             margin=_number(data["margin"]),
             cache_size=int(data["cache_size"]),
             model=str(data["model"]),
-            comparisons=tuple(_comparison(item) for item in data["comparisons"]),
-            needed=None if needed is None else _comparison(needed),
+            comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
+            needed=None if needed is None else _comparison(needed, "lower"),
             settings=dict(data["settings"]),
         )
 
@@ -171,7 +171,7 @@ def _row(item: dict[str, Any]) -> Row:
     )
 
 
-def _comparison(item: dict[str, Any]) -> Comparison:
+def _comparison(item: dict[str, Any], bound: str) -> Comparison:
     return Comparison(
         a=str(item["a"]),
         b=str(item["b"]),
@@ -179,7 +179,9 @@ def _comparison(item: dict[str, Any]) -> Comparison:
         tokens=int(item["tokens"]),
         difference=_number(item["difference"]),
         interval=_pair(item["interval"]),
-        upper=_number(item["upper"]),
+        bound=_number(item.get(bound)),
+        block_length=item.get("block_length"),
+        enough=bool(item.get("enough", True)),
         holds=bool(item["holds"]),
     )
 

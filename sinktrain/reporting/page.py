@@ -10,7 +10,7 @@ from typing import Any
 from sinktrain.reporting import numbers, words
 from sinktrain.reporting.figures import DASHES, Scale, attention, attention_scale, forest, loss, paints, stream
 from sinktrain.reporting.records import Results, Row, Series, Verdict
-from sinktrain.reporting.series import curves, far_rows, window_length
+from sinktrain.reporting.series import FEWEST, curves, far_rows, span
 
 HERE = Path(__file__).parent
 
@@ -55,9 +55,11 @@ def render(material: Material) -> str:
         claim=None if verdict is None else words.claim(verdict),
         lost_sink=words.lost_sink(material.results),
         findings=words.findings(material.results, material.base, None if verdict is None else verdict.margin),
-        span=window_length(material.results.text["tokens"]),
+        fewest=FEWEST,
+        reference=next((row.name for row in material.results.rows if row.method == "streaming"), "recompute"),
+        spans=[(at, span(at)) for at in (material.results.cache_size, material.results.text["tokens"])],
         legend=_legend(material),
-        far=sorted(far_rows([model for _, _, model in material.models])),
+        far=sorted(set().union(*(far_rows(model) for _, _, model in material.models))),
         environment=_environment(material),
     )
 
@@ -66,13 +68,12 @@ def _figures(material: Material) -> dict[str, str]:
     made: dict[str, str] = {}
     verdict = material.verdict
     if verdict is not None and verdict.comparisons:
-        made["forest"] = forest("forest", "Is one sink as good?", list(verdict.comparisons), verdict.margin)
+        made["forest"] = forest("forest", "Is one sink enough?", list(verdict.comparisons), verdict.margin)
     if verdict is not None and verdict.needed is not None:
         made["needed"] = forest("needed", verdict.needed.question, [verdict.needed], verdict.margin)
     models = [model for _, _, model in material.models]
-    far, span = far_rows(models), window_length(material.results.text["tokens"])
-    panels = [curves(model, span) for model in models]
-    scale = Scale(panels, far) if any(panels) else None
+    panels = [curves(model) for model in models]
+    scale = Scale(panels, [far_rows(model) for model in models]) if any(panels) else None
     for (key, word, model), drawn in zip(material.models, panels, strict=True):
         if scale is not None:
             fills_at = model.cache_size - model.sinks

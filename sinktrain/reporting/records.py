@@ -62,7 +62,10 @@ class Results:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired mean of NLL(a) - NLL(b) in nats, its 95% interval and its one-sided upper 95% bound."""
+    """Paired mean of NLL(a) - NLL(b) in nats, its 95% interval, and the one-sided 95% bound that decides.
+
+    `bound` is the upper one where `a` should be no worse than `b`, and the lower one where it should be worse.
+    """
 
     a: str
     b: str
@@ -70,7 +73,9 @@ class Comparison:
     tokens: int
     difference: float
     interval: tuple[float, float]
-    upper: float
+    bound: float
+    block_length: int | None
+    enough: bool
     holds: bool
 
 

@@ -108,7 +108,7 @@ def _what_changed(results: Results, base: Results, limit: float) -> str | None:
     few, many = (row.name for row in after)
     base_does, tuned_does = (gap <= limit for gap in gaps)
     if base_does and tuned_does:
-        changed = f"the sink token changes nothing for {few} here, since the text's first token already does its job"
+        changed = f"{few} is enough with the sink token, as it was in the base model with the text's first token alone"
     elif tuned_does:
         changed = f"{few} was not enough for the base model, and is enough with the sink token"
     elif base_does:

@@ -81,8 +81,8 @@ def test_the_verdict_is_on_top(files: Files, tmp_path: Path) -> None:
     verdict = json.loads(files.verdict.read_text())
     places = [reader.text.index(part) for part in (verdict["statement"], *verdict["sentences"])]
     assert places == sorted(places) and places[0] < reader.text.index("The caches")
-    pairs = [*verdict["comparisons"], verdict["needed"]]
-    expected = [x for p in pairs for x in (p["tokens"], p["difference"], *p["interval"], p["upper"])]
+    pairs = [(p, "upper") for p in verdict["comparisons"]] + [(verdict["needed"], "lower")]
+    expected = [x for p, bound in pairs for x in (p["tokens"], p["difference"], *p["interval"], p[bound])]
     assert reader.tables["comparisons"] == pytest.approx(expected)
 
 
@@ -95,6 +95,7 @@ def test_it_stands_alone(files: Files, tmp_path: Path) -> None:
         for name in ("src", "href", "xlink:href"):
             value = attributes.get(name)
             assert value is None or value.startswith(("#", "data:"))
+    assert not re.search(r"https?:", page)
     assert not re.search(r"@import|url\((?!#|['\"]?data:)", page)
 
 
