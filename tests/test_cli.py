@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,16 @@ def test_mistakes_are_one_sentence(
     told = [line for line in err.splitlines() if line.startswith("sinktrain ")]
     assert len(told) == 1 and words in told[0] and "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_sigterm_leaves_nothing_half_written(model_folder: Path, tmp_path: Path) -> None:
+    arguments = ["prepare", "--source", "stdlib", "--tokenizer", str(model_folder), "--out", str(tmp_path / "new")]
+    process = subprocess.Popen([sys.executable, "-m", "sinktrain.cli", *arguments], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(tmp_path.iterdir()):
+        time.sleep(0.02)  # until it has begun to write
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ The NLLs of neighbouring tokens depend on each other, so single tokens must not 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +34,6 @@ class Interval:
     upper: float
     tokens: int
     block_length: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def block_length(series: Series) -> int:

@@ -111,9 +111,12 @@ def recompute_row(
     batch: int,
     advance: Callable[[int], None] | None = None,
 ) -> Row:
-    """Recomputes at `samples` positions: one drawn at random from each of as many equal parts of the text."""
-    candidates = np.flatnonzero(full_cache(len(text.tokens), len(subject.sink_ids), size))
-    candidates = candidates[candidates >= size]
+    """Recomputes at `samples` positions: one drawn at random from each of as many equal parts of the text.
+
+    The same text, size and seed give the same positions for every model, with sinks or without, so that models can be
+    compared too. With all of them the cache is full there.
+    """
+    candidates = np.arange(size + 1, len(text.tokens))
     samples = min(samples, len(candidates))
     generator = np.random.default_rng(seed)
     targets = [int(generator.choice(part)) for part in np.array_split(candidates, samples)]

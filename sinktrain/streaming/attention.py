@@ -75,7 +75,7 @@ class StreamState:
                 layer.keys = self.rotary.turn(layer.keys, back).to(layer.keys.dtype)
         self.base = base
 
-    def band_mask(self, rows: int, keys: int, ahead: int, like: Tensor) -> Tensor | None:
+    def band_mask(self, rows: int, keys: int, ahead: int, like: Tensor) -> Tensor:
         """Additive mask (rows, keys) of a block whose first query stands `ahead` places after the first key."""
         if (mask := self._masks.get((rows, keys, ahead))) is None:
             distance = ahead + torch.arange(rows, device=like.device)[:, None] - torch.arange(keys, device=like.device)

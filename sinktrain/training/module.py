@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -73,8 +74,8 @@ class SinkModule(L.LightningModule):
         self.tokenizer_fingerprint = fingerprint(self.tokenizer)
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.sink_ids = add_sink_tokens(self.tokenizer, sink)
-        length = load_config(name, **self.hub) if name else _Fields(config or {})
-        self.trained_length = trained_length(length)
+        fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
+        self.trained_length = trained_length(fields)
         self.model: Any = None
 
     def configure_model(self) -> None:
@@ -142,7 +143,9 @@ class SinkModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of a validation."""
-        self._validation = torch.zeros(2, device=self.device, dtype=torch.float64 if _is_cpu(self) else torch.float32)
+        # Sums over millions of tokens want float64, which Apple's devices lack.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._validation = torch.zeros(2, device=self.device, dtype=dtype)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to the sums."""
@@ -168,14 +171,3 @@ class SinkModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another sink."""
         check_record(checkpoint, self.sink)
-
-
-class _Fields:
-    """A dictionary read as attributes, like a config."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        vars(self).update(fields)
-
-
-def _is_cpu(module: L.LightningModule) -> bool:
-    return module.device.type == "cpu"

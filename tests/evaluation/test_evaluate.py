@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinktrain.base.errors import UserError
 from sinktrain.cli import main
+from sinktrain.data.prepare import prepare
 from sinktrain.data.prepared import PreparedText
 from sinktrain.evaluation.attention import attention_to_first
 from sinktrain.evaluation.grid import full_cache, parse_caches
@@ -65,6 +66,18 @@ def test_every_token_gets_the_nll_of_the_reference(
     assert row["tokens_full_cache"] == full.sum() and row["interval"][0] < np.log(row["ppl_full_cache"])
     assert found.record["model"]["sink"] == ({"kind": "token", "count": 2} if sinks else None)
     assert found.record["text"]["tokens"] == 100 and found.record["cache_size"] == 16
+
+
+def test_all_models_are_recomputed_at_the_same_tokens(
+    model_folder: Path, sink_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    places = []
+    for name, folder in (("plain", model_folder), ("sinks", sink_folder)):
+        assert run(folder, prepared_folder, tmp_path / name) == 0
+        found = read_results(tmp_path / name)
+        places.append(np.flatnonzero(np.isfinite(found.nll["recompute"])))
+        assert found.full_cache()[places[-1]].all()
+    assert len(places[0]) == 20 and places[0].tolist() == places[1].tolist()
 
 
 def test_attention_to_first_against_a_softmax_by_hand(sink_folder: Path, prepared_folder: Path) -> None:
@@ -128,6 +141,14 @@ def test_mistakes_are_one_sentence(
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1 and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_of_another_tokenizer_is_refused(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = prepare(str(prepared_folder.parent / "source.txt"), tmp_path / "other", train_tokenizer=280)
+    assert run(model_folder, other, tmp_path / "out") == 2
+    assert "tokenizer" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_broken_is_refused(

@@ -60,6 +60,8 @@ def test_loads_without_our_code_and_gives_the_same_logits(
     with torch.no_grad():
         assert torch.equal(found["logits"], module(ids))
     assert not torch.isin(found["out"][0, ids.shape[1] :], ids[0, :count]).any()
+    tokenizer_config = json.loads((out / "tokenizer_config.json").read_text())
+    assert tokenizer_config.get("add_bos_token", False) == (count == 1)  # it would put only the first of two in front
     assert found["bos"] == module.sink.tokens[0]
     assert {path.name for path in out.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
 
