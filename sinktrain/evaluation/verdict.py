@@ -152,7 +152,7 @@ def _in_words(pair: Comparison, margin: float) -> str:
     """One difference; where the bound misses the margin, whether that is for want of text."""
     text = f"from that of {pair.b} by {_percent(pair.difference)} (at most {_percent(pair.upper)} with 95% confidence)"
     if pair.upper >= margin and pair.lower > 0:
-        return f"{text}, so it is worse"
+        return f"{text}, so it is worse on these {pair.tokens:,} tokens"
     if pair.upper >= margin:
         # The bound would meet the margin if the true difference were 0: its distance shrinks with the root of n.
         wanted = pair.tokens * ((pair.upper - pair.difference) / margin) ** 2
