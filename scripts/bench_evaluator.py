@@ -24,7 +24,7 @@ from torch import Tensor  # noqa: E402
 
 from sinktrain.evaluation.results import environment  # noqa: E402
 from sinktrain.evaluation.subject import ModelOptions, load_subject, load_text  # noqa: E402
-from sinktrain.streaming import CacheSpec, Rotary, reference_nll, stream_nll  # noqa: E402
+from sinktrain.streaming import CacheSpec, reference_nll, stream_nll  # noqa: E402
 
 
 def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
@@ -48,9 +48,9 @@ def main() -> None:
 
     subject = load_subject(ModelOptions(options.model, dtype=options.dtype))
     text = load_text(options.text, subject.tokenizer, options.tokens + 1).tokens
-    cache, rotary = CacheSpec.parse(options.cache, "--cache"), Rotary.probe(subject.model)
-    evaluator = lambda: stream_nll(subject.model, text, cache, chunk=options.chunk, rotary=rotary)  # noqa: E731
-    reference = lambda: reference_nll(subject.model, text[: options.reference_tokens + 1], cache, rotary=rotary)  # noqa: E731
+    cache = CacheSpec.parse(options.cache, "--cache")
+    evaluator = lambda: stream_nll(subject.model, text, cache, chunk=options.chunk)  # noqa: E731
+    reference = lambda: reference_nll(subject.model, text[: options.reference_tokens + 1], cache)  # noqa: E731
     evaluator()  # the first run makes the memory that the others use
     fast, slow = [], []
     for _ in range(options.rounds):

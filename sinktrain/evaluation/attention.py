@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sinktrain.evaluation.subject import Subject, Text
-from sinktrain.streaming.rotary import attention_implementation
+from sinktrain.streaming.attach import attention_implementation
 
 THRESHOLD = 0.3
 """A head has a sink when it puts more than this on the position (Gu et al., arXiv 2410.10781, section 3.2)."""

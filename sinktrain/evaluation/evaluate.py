@@ -12,7 +12,7 @@ from sinktrain.evaluation.attention import attention_to_first
 from sinktrain.evaluation.grid import Row, full_cache, parse_caches, recompute_row, stream_row
 from sinktrain.evaluation.results import SCHEMA, command, environment, write_results
 from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
-from sinktrain.streaming import CacheSpec, PositionRule, Rotary
+from sinktrain.streaming import CacheSpec, PositionRule
 
 
 def evaluate(
@@ -100,11 +100,10 @@ def _measure(
     batch: int,
     seed: int,
 ) -> list[Row]:
-    rotary = Rotary.probe(subject.model)
     rows = []
     for spec in specs:
         with progress(f"cache {spec}", len(text.tokens)) as advance:
-            rows.append(stream_row(subject, text, spec, rotary, rule=rule, chunk=chunk, advance=advance))
+            rows.append(stream_row(subject, text, spec, rule=rule, chunk=chunk, advance=advance))
     if recompute > 0:
         with progress("recompute", recompute) as advance:
             rows.append(recompute_row(subject, text, size, recompute, seed=seed, batch=batch, advance=advance))

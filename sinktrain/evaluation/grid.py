@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sinktrain.base.errors import UserError
 from sinktrain.evaluation.bootstrap import bootstrap_mean
 from sinktrain.evaluation.subject import Subject, Text
-from sinktrain.streaming import CacheSpec, PositionRule, Rotary, recompute_nll, stream_nll
+from sinktrain.streaming import CacheSpec, PositionRule, recompute_nll, stream_nll
 
 NLL = NDArray[np.float64]
 
@@ -82,7 +82,6 @@ def stream_row(
     subject: Subject,
     text: Text,
     cache: CacheSpec,
-    rotary: Rotary,
     *,
     rule: PositionRule,
     chunk: int,
@@ -92,7 +91,7 @@ def stream_row(
     sinks = torch.tensor(subject.sink_ids, dtype=torch.long)
     stream = torch.cat((sinks, text.tokens))
     start = time.perf_counter()
-    nll = stream_nll(subject.model, stream, cache, rule=rule, chunk=chunk, rotary=rotary, advance=advance)
+    nll = stream_nll(subject.model, stream, cache, rule=rule, chunk=chunk, advance=advance)
     seconds = time.perf_counter() - start
     _check_finite(subject, nll)
     aligned = np.full(len(text.tokens), np.nan)

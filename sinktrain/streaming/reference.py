@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sinktrain.streaming.nll import token_nll
+from sinktrain.streaming.positions import Positions
 from sinktrain.streaming.rotary import Rotary
 from sinktrain.streaming.spec import CacheSpec, PositionRule
 
@@ -21,9 +22,9 @@ from sinktrain.streaming.spec import CacheSpec, PositionRule
 class RollingLayer(DynamicLayer):
     """One layer's cache: keys (1, H, n, D) without positions, values, and the position in the text of each."""
 
-    def __init__(self, cache: CacheSpec, rule: PositionRule, rotary: Rotary, rotates: bool) -> None:
+    def __init__(self, cache: CacheSpec, rule: PositionRule, rotary: Rotary | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cache, self.rule, self.rotary, self.rotates = cache, rule, rotary, rotates
+        self.cache, self.rule, self.rotary = cache, rule, rotary
         self.in_text: list[int] = []
 
     def places(self, in_text: list[int]) -> Tensor:
@@ -52,7 +53,7 @@ class RollingLayer(DynamicLayer):
         return j < self.cache.sinks or self.cache.recent is None or position - j < self.cache.recent
 
     def _turn(self, keys: Tensor, distance: Tensor) -> Tensor:
-        return self.rotary.turn(keys, distance) if self.rotates else keys
+        return keys if self.rotary is None else self.rotary.turn(keys, distance)
 
 
 @torch.no_grad()
@@ -62,11 +63,10 @@ def reference_nll(
     cache: CacheSpec,
     *,
     rule: PositionRule = "cache",
-    rotary: Rotary | None = None,
 ) -> Tensor:
     """The NLL (T-1,) of tokens 1 ... T-1 of the text `tokens` (T,), decoded one at a time; see `stream_nll`."""
-    rotary = rotary or Rotary.probe(model)
-    layers = [RollingLayer(cache, rule, rotary, rotates) for rotates in rotary.layers]
+    positions = Positions.probe(model, cache.longest(rule, len(tokens) - 1))
+    layers = [RollingLayer(cache, rule, rotary) for rotary in positions.rotary]
     rolling = Cache(layers=list(layers))
     tokens = tokens.to(model.device)
     parts = []

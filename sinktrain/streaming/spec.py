@@ -49,6 +49,12 @@ class CacheSpec:
         """C = x + y, the number of cached positions; None when everything is kept."""
         return None if self.recent is None else self.sinks + self.recent
 
+    def longest(self, rule: PositionRule, tokens: int | None = None) -> int | None:
+        """How many positions a stream of `tokens` lets the model see at once; None if that has no end."""
+        if rule == "original" or self.size is None:
+            return tokens
+        return self.size + 1 if tokens is None else min(tokens, self.size + 1)
+
     @property
     def method(self) -> Literal["dense", "window", "streaming"]:
         """The name for it: `dense` evicts nothing, `window` keeps no sink, `streaming` keeps some."""

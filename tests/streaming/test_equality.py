@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinktrain.streaming import CacheSpec, Rotary, reference_nll, stream_nll
-from sinktrain.streaming import attention as attention_module
+from sinktrain.streaming import CacheSpec, reference_nll, stream_nll
+from sinktrain.streaming import chunk as chunk_module
+from sinktrain.streaming.step import Step
 
 CACHES = ["0+16", "1+15", "2+14", "4+12", "1+1", "4+200", "dense"]
 CHUNKS = [1, 7, 64, 10_000]
@@ -44,13 +45,13 @@ def test_original_position_rule(family: str, cache: str, text: Tensor) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    sinks=st.integers(0, 5), recent=st.integers(1, 40), chunk=st.integers(1, 60), length=st.integers(2, 70),
-    rebase=st.integers(1, 80), seed=st.integers(0, 99),
+    sinks=st.integers(0, 5), recent=st.integers(1, 40), chunk=st.integers(1, 60), length=st.integers(5, 70),
+    seed=st.integers(0, 99),
 )  # fmt: skip
-def test_any_cache_chunk_and_base(sinks: int, recent: int, chunk: int, length: int, rebase: int, seed: int) -> None:
+def test_any_cache_and_chunk(sinks: int, recent: int, chunk: int, length: int, seed: int) -> None:
     model, spec = tiny_model("llama", torch.float64), CacheSpec(sinks, recent)
     text = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
-    found = stream_nll(model, text, spec, chunk=chunk, rebase_after=rebase)
+    found = stream_nll(model, text, spec, chunk=chunk)
     assert largest_difference(found, reference_nll(model, text, spec)) < 1e-10
 
 
@@ -100,21 +101,23 @@ def test_a_broken_band_inside_the_evaluator_is_seen(text: Tensor, monkeypatch: p
     """Teeth: the evaluator's own mask, with one key too few, fails the equality."""
     model, spec = tiny_model("llama"), CacheSpec.parse("1+15")
     reference = reference_nll(model, text, spec)
-    right = attention_module.StreamState.band_mask
+    right = chunk_module._band_bias
 
-    def wrong(self: object, rows: int, keys: int, ahead: int, like: Tensor) -> Tensor:
-        mask = right(self, rows, keys, ahead, like).clone()
+    def wrong(stream: object, layer: object, rows: int, keys: int, ahead: int, *more: object) -> Tensor:
         distance = ahead + torch.arange(rows)[:, None] - torch.arange(keys)
-        return mask.masked_fill(distance == spec.recent, float("-inf"))
+        bias = right(stream, layer, rows, keys, ahead, *more)
+        return bias.masked_fill((distance == spec.recent).repeat(bias.shape[2] // rows, 1), float("-inf"))
 
-    monkeypatch.setattr(attention_module.StreamState, "band_mask", wrong)
+    monkeypatch.setattr(chunk_module, "_band_bias", wrong)
     assert largest_difference(stream_nll(model, text, spec), reference) > 0.05
 
 
-def test_sinks_left_at_their_original_distance_are_seen(text: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Teeth: forgetting to turn the query for the sinks fails the equality."""
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_sinks_left_at_their_original_distance_are_seen(
+    chunk: int, text: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teeth: forgetting to turn the query, or the sinks, fails the equality."""
     model, spec = tiny_model("llama"), CacheSpec.parse("4+12")
-    rotary = Rotary.probe(model)
-    reference = reference_nll(model, text, spec, rotary=rotary)
-    monkeypatch.setattr(Rotary, "turn", lambda self, x, distance: x)
-    assert largest_difference(stream_nll(model, text, spec, rotary=rotary), reference) > 0.05
+    reference = reference_nll(model, text, spec)
+    monkeypatch.setattr(Step, "in_cache", lambda self, positions: positions)
+    assert largest_difference(stream_nll(model, text, spec, chunk=chunk), reference) > 0.05

@@ -1,0 +1,74 @@
+"""One new token: one attention over the ring."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sinktrain.streaming.kernels import Scores, attention_with_lse, fold, score_dtype
+from sinktrain.streaming.layer import SinkLayer
+from sinktrain.streaming.rotary import Rotary
+from sinktrain.streaming.step import Step
+
+
+def decode_attention(
+    layer: SinkLayer,
+    step: Step,
+    rotary: Rotary | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores: Scores,
+    need_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Stores the token and attends: query (B, H, 1, D), key and value (B, H_kv, 1, D), unrotated.
+
+    Returns:
+        The output (B, H, 1, D_v), and the log-sum-exp (B, H, 1) where it is needed.
+    """
+    raw = key
+    if rotary is not None:
+        table = step.tokens(rotary, query.dtype)
+        query, key = rotary.rotate(query, table), rotary.rotate(key, table)
+    layer.write_one(raw, key, value, step.positions, step.filled)
+    keys, values = layer.keys, layer.values
+    assert keys is not None and values is not None and layer.pristine is not None
+    if layer.sinks and rotary is not None and step.rule == "cache":
+        moved = rotary.rotate(layer.pristine[:, :, : layer.sinks], step.moved_sinks(rotary, query.dtype))
+        keys[:, :, : layer.sinks] = moved
+    if layer.recent is None:  # a dense cache has rows in reserve
+        used = int(step.seen.max()) + 1
+        keys, values = keys[:, :, :used], values[:, :, :used]
+    bias = _bias(layer, step, scores, keys, score_dtype(query))
+    if need_lse or scores.softcap is not None:
+        return attention_with_lse(query, keys, values, bias, scores)
+    output = F.scaled_dot_product_attention(
+        fold(query, keys.shape[1]), keys, values, attn_mask=bias, scale=scores.scaling
+    )
+    return output.reshape(*query.shape[:3], -1), None
+
+
+def _bias(layer: SinkLayer, step: Step, scores: Scores, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores of the rows; None when all of them are seen alike."""
+    if step.filled and layer.window is None and scores.slopes is None:
+        return None
+    shape = (layer.sinks, keys.shape[2], layer.window)
+    if shape not in step.biases:
+        distance, seen = _rows_seen(layer, step, keys.shape[2])
+        step.biases[shape] = scores.bias(distance[:, None], seen[:, None], keys.shape[1], dtype)
+    return step.biases[shape]
+
+
+def _rows_seen(layer: SinkLayer, step: Step, rows: int) -> tuple[Tensor, Tensor]:
+    """For the query at `step.positions`: the distance (B, N) of what each row holds, and whether it is seen."""
+    position, x = step.positions, layer.sinks
+    ring = torch.arange(rows - x, device=position.device)
+    size = layer.ring if layer.recent is not None else rows
+    in_ring = (position - x - ring) % size  # the newest position that this row can hold is that far back
+    own = torch.arange(x, device=position.device)
+    to_sinks = step.in_cache(position) - own
+    sinks_seen = own <= position
+    if layer.window is not None:
+        sinks_seen &= to_sinks < layer.window
+    return torch.cat((to_sinks, in_ring), dim=1), torch.cat((sinks_seen, in_ring <= position - x), dim=1)

@@ -1,0 +1,193 @@
+"""How a model tells positions apart, found by asking the model and not from a list of architectures."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from sinktrain.base.errors import UserError
+from sinktrain.streaming.own_attention import alibi_slopes
+from sinktrain.streaming.rotary import Rotary
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What each layer of a model does with positions.
+
+    Args:
+        rotary: for each layer, its rotation; None for one without (NoPE, ALiBi).
+        slopes: (H,) float64, ALiBi's penalty a position of distance (arXiv 2108.12409, section 3), for all layers.
+    """
+
+    rotary: tuple[Rotary | None, ...]
+    slopes: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name for it: `rotary`, `rotary and none` (some layers have no positions), `alibi` or `none`."""
+        if self.slopes is not None:
+            return "alibi"
+        if None not in self.rotary:
+            return "rotary"
+        return "rotary and none" if any(self.rotary) else "none"
+
+    @classmethod
+    def probe(cls, model: PreTrainedModel, longest: int | None = None) -> Positions:
+        """Finds out how `model` encodes positions, and proves it in every layer.
+
+        A single token attends to itself alone, so its hidden states do not depend on its position: its keys at
+        position 0 and at position p must differ by the rotation, in every layer.
+
+        Args:
+            model: a causal language model.
+            longest: positions that the stream lets the model see at once, for scalings whose frequencies depend on
+                the length of the text (`dynamic`, `longrope`). They are held at those of this length.
+
+        Raises:
+            UserError: the model has no streaming form.
+        """
+        refuse_what_cannot_stream(model)
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        if (slopes := alibi_slopes(model)) is not None:
+            return cls((None,) * layers, slopes)
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise no_streaming_form(model, "it takes no position ids, so its positions cannot be told")
+        noted = {position: _noted_at(model, position) for position in (0, *_PROBED)}
+        keys = {position: {layer: key for layer, (key, _) in at.items()} for position, at in noted.items()}
+        if set(keys[0]) != set(range(layers)):
+            raise no_streaming_form(
+                model, f"only {len(keys[0])} of its {layers} layers have keys and values of their own"
+            )
+        values = {position: [value for _, value in at.values()] for position, at in noted.items()}
+        candidates = _candidates(model, longest)
+        found = [_layer_rotary({p: keys[p][layer] for p in keys}, candidates) for layer in range(layers)]
+        still = all(_alike(a, b) for p in _PROBED for a, b in zip(values[0], values[p], strict=True))
+        if (_UNEXPLAINED in found or not still) and _learned(model):
+            raise no_streaming_form(model, "its positions are learned, absolute and end with its training length")
+        if not still:
+            raise no_streaming_form(model, "what it caches beside its keys depends on the position")
+        if _UNEXPLAINED in found:
+            raise no_streaming_form(model, "its keys do not follow one rotation by position in every layer")
+        return cls(tuple(found))  # type: ignore[arg-type]
+
+
+_PROBED = (3, 7)
+"""Positions at which keys are compared with those at 0: small, so that the float32 angles of the model are exact."""
+
+_UNEXPLAINED = "unexplained"
+
+
+def refuse_what_cannot_stream(model: PreTrainedModel) -> None:
+    """Raises UserError for models whose state is not a list of keys and values, or that share them between layers."""
+    config = model.config.get_text_config()
+    if getattr(model, "_is_stateful", False) or not hasattr(config, "num_hidden_layers"):
+        raise no_streaming_form(model, "it keeps a recurrent state (a state-space model), not only keys and values")
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise no_streaming_form(model, f"it has layers of type {', '.join(sorted(kinds))}")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise no_streaming_form(model, "some of its layers share their keys and values")
+
+
+def no_streaming_form(model: PreTrainedModel, why: str) -> UserError:
+    """The error for a model that cannot stream."""
+    return UserError(
+        f"model.name {model.config.name_or_path or model.config.model_type}: {type(model).__name__} cannot stream here "
+        f"since {why}; use a model with rotary or ALiBi positions (Llama, Mistral, Qwen, GPT-NeoX, Bloom ...)."
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    rough = a.dtype in (torch.bfloat16, torch.float16)
+    return bool((a - b).abs().max() <= (3e-2 if rough else 1e-4) * a.abs().max())
+
+
+def _learned(model: PreTrainedModel) -> bool:
+    """Whether it has a table of positions, such as GPT-2's `wpe` and OPT's `embed_positions`."""
+    tables = [name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Embedding)]
+    return any(name == "wpe" or "position" in name for name in tables)
+
+
+class _Recorder(Cache):
+    """A cache that notes what it is given and keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.noted: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.noted[layer_idx] = key_states.detach(), value_states.detach()
+        return key_states, value_states
+
+
+@torch.no_grad()
+def _noted_at(model: PreTrainedModel, position: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """The keys (8, H, 1, D) and values of every layer for eight single-token texts whose token stands at `position`."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.linspace(0, vocabulary - 1, 8, device=model.device).long()[:, None]
+    recorder = _Recorder()
+    try:
+        model(input_ids=ids, position_ids=torch.full_like(ids, position), past_key_values=recorder, use_cache=True)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise no_streaming_form(model, f"it does not run with a cache of ours ({error})") from error
+    return recorder.noted
+
+
+def _candidates(model: PreTrainedModel, longest: int | None) -> list[tuple[Tensor, Tensor]]:
+    """The frequencies found in the model: those it uses at small positions, and those for a text of `longest`."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not name.endswith("inv_freq") or name.endswith("original_inv_freq"):
+                continue
+            pair = _frequencies(module, name, buffer.detach(), longest)
+            if not any(torch.equal(pair[0], a) and torch.equal(pair[1], b) for a, b in found):
+                found.append(pair)
+    return found
+
+
+def _frequencies(module: Any, name: str, buffer: Tensor, longest: int | None) -> tuple[Tensor, Tensor]:
+    layer_type = name.removesuffix("inv_freq").rstrip("_") or None
+    kind = getattr(module, "rope_type", "default")
+    kind = kind if isinstance(kind, str) else kind[layer_type]
+    if kind != "longrope" and "dynamic" not in kind:
+        return buffer.double(), buffer.double()
+    at_start = getattr(module, name.replace("inv_freq", "original_inv_freq")).detach().to(buffer.device)
+    which = {} if layer_type is None else {"layer_type": layer_type}
+    longest = longest or int(module.config.max_position_embeddings)
+    lasting, _ = ROPE_INIT_FUNCTIONS[kind](module.config, buffer.device, seq_len=longest, **which)
+    return at_start.double(), lasting.double()
+
+
+def _layer_rotary(keys: dict[int, Tensor], candidates: list[tuple[Tensor, Tensor]]) -> Rotary | str | None:
+    """The rotation that explains a layer's `keys` by position; None if they do not depend on it."""
+    start, width = keys[0], keys[0].shape[-1]
+    # Dimension by dimension: what is rotated may be much smaller than what is not.
+    scale = torch.stack([key.abs().amax(dim=(0, 1, 2)) for key in keys.values()]).amax(dim=0).double()
+    tolerance = (3e-2 if start.dtype in (torch.bfloat16, torch.float16) else 1e-4) * scale
+    if all(bool(((start - keys[p]).abs() <= tolerance).all()) for p in _PROBED):
+        return None
+    for at_start, lasting in candidates:
+        for interleaved in (False, True):
+            for begin in dict.fromkeys((0, width - 2 * at_start.numel())):
+                rotary = Rotary(at_start, interleaved, begin)
+                if begin >= 0 and _explains(rotary, keys, tolerance):
+                    return Rotary(lasting, interleaved, begin)
+    return _UNEXPLAINED
+
+
+def _explains(rotary: Rotary, keys: dict[int, Tensor], tolerance: Tensor) -> bool:
+    for position in _PROBED:
+        turned = rotary.turn(keys[0], torch.tensor([position], device=keys[0].device))
+        if not bool(((turned - keys[position]).abs() <= tolerance).all()):
+            return False
+    return True
