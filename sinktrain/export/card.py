@@ -29,6 +29,13 @@ ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
 
+To stream on and on in constant memory, let `generate` use the cache in this folder's `custom_generate/generate.py`
+(read it first: it is code that runs on your machine):
+
+```python
+model.generate(**ids, custom_generate="{name}", trust_remote_code=True, max_new_tokens=100_000)
+```
+
 ## Is the sink enough?
 
 {verdict}

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
-from sinktrain.base.models import quiet
+from sinktrain.base.models import quiet, trained_length
 from sinktrain.base.terminal import say
+from sinktrain.export.bundle import bundle
 from sinktrain.export.card import model_card
-from sinktrain.sinks.tokenizer import save_tokenizer
+from sinktrain.sinks.tokenizer import save_tokenizer, sink_ids_of
 
 
 def export(
@@ -24,7 +25,7 @@ def export(
     """Writes a checkpoint as a plain Hugging Face model: safetensors, config, tokenizer, model card.
 
     The sink is an ordinary vocabulary entry and the tokenizer's BOS, put in front of every text by the tokenizer, and
-    generation suppresses it.
+    generation suppresses it. `custom_generate/generate.py` lets `generate` stream without sinktrain.
 
     Args:
         checkpoint: A `.ckpt` that `sinktrain fit` wrote.
@@ -38,6 +39,7 @@ def export(
     """
     import torch
 
+    from sinktrain.streaming.spec import CacheSpec
     from sinktrain.training.checkpoints import load_checkpoint
 
     judged = None if verdict is None else _read_verdict(verdict)
@@ -47,6 +49,9 @@ def export(
             trained.model.save_pretrained(folder)
         save_tokenizer(trained.tokenizer, folder)
         _check(folder, trained.tokenizer("text").input_ids)
+        cache = CacheSpec.default(len(sink_ids_of(trained.tokenizer)), trained_length(trained.model.config))
+        (folder / "custom_generate").mkdir()
+        (folder / "custom_generate" / "generate.py").write_text(bundle(str(cache)))
         (folder / "README.md").write_text(model_card(trained, out.name, judged))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")

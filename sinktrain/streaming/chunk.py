@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sinktrain.streaming.kernels import Scores, attention_with_lse, fold, merge, score_dtype
+from sinktrain.streaming.kernels import ROWS, Scores, attention_with_lse, fold, merge, score_dtype
 from sinktrain.streaming.layer import SinkLayer
+from sinktrain.streaming.padded import padded_band
 from sinktrain.streaming.rotary import Rotary
 from sinktrain.streaming.step import Step
 
 if TYPE_CHECKING:
     from sinktrain.streaming.cache import SinkCache
-
-ROWS = 128
-"""Queries a block: its rectangle of ROWS + y keys wastes at most ROWS / (ROWS + y) of its work outside the band."""
 
 
 def chunk_attention(
@@ -39,8 +37,6 @@ def chunk_attention(
         table = step.tokens(rotary, query.dtype)
         query, key = rotary.rotate(query, table), rotary.rotate(key, table)
     if step.start is None:
-        from sinktrain.streaming.padded import padded_band
-
         output, lse = padded_band(layer, step, query, raw_key, key, value, scores)
     else:
         keys, values = _with_recent(layer, step.start, raw_key, key, value)

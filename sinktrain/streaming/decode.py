@@ -40,7 +40,7 @@ def decode_attention(
     if layer.recent is None:  # a dense cache has rows in reserve
         used = int(step.seen.max()) + 1
         keys, values = keys[:, :, :used], values[:, :, :used]
-    bias = _bias(layer, step, scores, keys, score_dtype(query))
+    bias = _row_bias(layer, step, scores, keys, score_dtype(query))
     if need_lse or scores.softcap is not None:
         return attention_with_lse(query, keys, values, bias, scores)
     output = F.scaled_dot_product_attention(
@@ -49,7 +49,7 @@ def decode_attention(
     return output.reshape(*query.shape[:3], -1), None
 
 
-def _bias(layer: SinkLayer, step: Step, scores: Scores, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _row_bias(layer: SinkLayer, step: Step, scores: Scores, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
     """What is added to the scores of the rows; None when all of them are seen alike."""
     if step.filled and layer.window is None and scores.slopes is None:
         return None

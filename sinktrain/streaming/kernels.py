@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROWS = 128
+"""Queries a block: its rectangle of ROWS + y keys wastes at most ROWS / (ROWS + y) of its work outside the band."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sinktrain.streaming.kernels import Scores, attention_with_lse, score_dtype
+from sinktrain.streaming.kernels import ROWS, Scores, attention_with_lse, score_dtype
 from sinktrain.streaming.layer import SinkLayer
 from sinktrain.streaming.step import Step
-
-ROWS = 128
-"""Queries a block: what bounds the memory of the scores."""
 
 
 def padded_band(
@@ -37,10 +34,10 @@ def padded_band(
     carried = int(step.seen.max()) if layer.recent is None else min(int(step.seen.max()), layer.recent)
     before = step.seen[:, None] - carried + torch.arange(carried, device=query.device)  # (B, carried), < 0: none
     rows = layer.row_of(before.clamp(min=0))
-    keys = torch.cat((_gather(layer.keys, rows), key), dim=2)
-    values = torch.cat((_gather(layer.values, rows), value), dim=2)
+    keys = torch.cat((_take(layer.keys, rows), key), dim=2)
+    values = torch.cat((_take(layer.values, rows), value), dim=2)
     held = torch.cat((before, positions.masked_fill(~valid, -1)), dim=1)
-    _write(layer, step.seen, valid, raw, key, value)
+    _write_padded(layer, step.seen, valid, raw, key, value)
 
     itself = carried + torch.arange(length, device=query.device)
     columns = torch.arange(carried + length, device=query.device)
@@ -61,7 +58,7 @@ def padded_band(
     return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
 
 
-def _write(layer: SinkLayer, before: Tensor, valid: Tensor, raw: Tensor, key: Tensor, value: Tensor) -> None:
+def _write_padded(layer: SinkLayer, before: Tensor, valid: Tensor, raw: Tensor, key: Tensor, value: Tensor) -> None:
     """Fills each row of the layer with the newest token that belongs there, if that is a new one.
 
     Args:
@@ -84,11 +81,11 @@ def _write(layer: SinkLayer, before: Tensor, valid: Tensor, raw: Tensor, key: Te
     in_order = (~valid).long().argsort(dim=1, stable=True)  # the columns of the tokens that are no padding come first
     column = in_order.gather(1, (wanted - before).clamp(0, valid.shape[1] - 1))
     for store, source in ((layer.keys, key), (layer.values, value)):
-        store.copy_(torch.where(new[:, None, :, None], _gather(source, column), store))
+        store.copy_(torch.where(new[:, None, :, None], _take(source, column), store))
     sinks = layer.pristine[:, :, :x]
-    sinks.copy_(torch.where(new[:, None, :x, None], _gather(raw, column[:, :x]), sinks))
+    sinks.copy_(torch.where(new[:, None, :x, None], _take(raw, column[:, :x]), sinks))
 
 
-def _gather(x: Tensor, columns: Tensor) -> Tensor:
+def _take(x: Tensor, columns: Tensor) -> Tensor:
     """(B, H, N, D) at `columns` (B, M): (B, H, M, D)."""
     return x.gather(2, columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

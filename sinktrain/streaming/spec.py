@@ -44,6 +44,13 @@ class CacheSpec:
             raise UserError(f"{option} {text!r}: is not a cache; write x sinks + y >= 1 recent tokens, such as 1+1023.")
         return cls(int(match[1]), int(match[2]))
 
+    @classmethod
+    def default(cls, trained_sinks: int, trained_length: int | None) -> CacheSpec:
+        """1,024 positions, or as many as the model was trained for: its sinks (4 without any), the rest recent."""
+        size = min(1024, trained_length or 1024)
+        sinks = min(trained_sinks or 4, size - 1)
+        return cls(sinks, size - sinks)
+
     @property
     def size(self) -> int | None:
         """C = x + y, the number of cached positions; None when everything is kept."""

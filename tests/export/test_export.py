@@ -10,10 +10,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from sinktrain.cli import main
 from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
+from sinktrain.streaming import CacheSpec, SinkCache
 from sinktrain.training import OptimizerConfig, SinkModule
 
 PLAIN_PROGRAM = """
@@ -31,7 +33,14 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 ids = tokenizer("the cat sat on a mat", return_tensors="pt").input_ids
 logits = model(ids).logits
 out = model.generate(ids, max_new_tokens=12, do_sample=True)
-torch.save({"ids": ids, "logits": logits.detach(), "out": out, "bos": tokenizer.bos_token}, sys.argv[2])
+options = {"custom_generate": sys.argv[1], "trust_remote_code": True, "max_new_tokens": 60, "do_sample": False}
+streamed = model.generate(ids, cache="1+11", **options)
+default = model.generate(ids, **options)
+torch.save(
+    {"ids": ids, "logits": logits.detach(), "out": out, "bos": tokenizer.bos_token, "streamed": streamed,
+     "default": default},
+    sys.argv[2],
+)
 """
 
 
@@ -60,6 +69,12 @@ def test_loads_without_our_code_and_gives_the_same_logits(
     with torch.no_grad():
         assert torch.equal(found["logits"], module(ids))
     assert not torch.isin(found["out"][0, ids.shape[1] :], ids[0, :count]).any()
+    options = {"max_new_tokens": 60, "do_sample": False}
+    module.model.generation_config = GenerationConfig.from_pretrained(out)
+    for name, cache in (("streamed", "1+11"), ("default", str(CacheSpec.default(count, 512)))):
+        expected = module.model.generate(ids, past_key_values=SinkCache.for_model(module.model, cache), **options)
+        assert torch.equal(found[name], expected)
+    assert not torch.equal(found["streamed"], found["default"])  # 1+11 has evicted something
     tokenizer_config = json.loads((out / "tokenizer_config.json").read_text())
     assert tokenizer_config.get("add_bos_token", False) == (count == 1)  # it would put only the first of two in front
     assert found["bos"] == module.sink.tokens[0]
