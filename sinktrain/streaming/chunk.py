@@ -111,7 +111,8 @@ def _merge_sinks(
     assert layer.pristine is not None and layer.values is not None and layer.recent is not None
     sinks = layer.pristine[:, :, : layer.sinks]
     if rotary is not None:
-        query = rotary.rotate(query, step.for_sinks(rotary, query.dtype))
+        if not step.all_left:  # else turning the few sinks does for all queries
+            query = rotary.rotate(query, step.for_sinks(rotary, query.dtype))
         sinks = rotary.rotate(sinks, step.sinks(rotary, query.dtype))
     batch, heads, length, _ = query.shape
     own = torch.arange(layer.sinks, device=query.device)

@@ -107,7 +107,7 @@ def merge(output: Tensor, lse: Tensor, scores: Tensor, values: Tensor) -> tuple[
     total = torch.logaddexp(lse, scores.logsumexp(dim=-1))
     weights = fold((scores - total[..., None]).exp(), values.shape[1])
     added = (weights @ values.to(weights.dtype)).view(output.shape)
-    return (output.to(lse.dtype) * (lse - total).exp()[..., None] + added).to(output.dtype), total
+    return torch.addcmul(added, output, (lse - total).exp()[..., None]).to(output.dtype), total
 
 
 def with_sink_logits(output: Tensor, lse: Tensor, logits: Tensor) -> Tensor:

@@ -27,20 +27,22 @@ class Rotary:
     begin: int = 0
 
     def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., L, R) of `positions` (..., L), one for each rotated dimension, in `dtype`."""
+        """Cosines and sines (..., L, R/2) of `positions` (..., L), in `dtype`."""
         angles = positions.double()[..., None] * self.frequencies.to(positions.device)
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        if self.interleaved:
-            return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
-        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def rotate(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         """Rotates x (..., L, D) by a `table`, computing in the table's dtype; returns x's."""
         cos, sin = table
-        width, begin = cos.shape[-1], self.begin
+        width, begin = 2 * cos.shape[-1], self.begin
         part = x if width == x.shape[-1] else x[..., begin : begin + width]
-        part = part.to(cos.dtype)
-        rotated = (part * cos + self._quarter_turn(part) * sin).to(x.dtype)
+        a, b = (part[..., 0::2], part[..., 1::2]) if self.interleaved else part.chunk(2, dim=-1)
+        # Mixed dtypes promote inside these kernels: no copy of x in float32 is made.
+        left, right = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+        if self.interleaved:
+            rotated = torch.stack((left, right), dim=-1).flatten(-2).to(x.dtype)
+        else:
+            rotated = torch.cat((left.to(x.dtype), right.to(x.dtype)), dim=-1)
         if width == x.shape[-1]:
             return rotated
         return torch.cat((x[..., :begin], rotated, x[..., begin + width :]), dim=-1)
@@ -49,10 +51,3 @@ class Rotary:
         """Turns x (..., L, D) by `distance` (L,) positions; computes and returns at least float32."""
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         return self.rotate(x, self.table(distance, x.dtype))
-
-    def _quarter_turn(self, x: Tensor) -> Tensor:
-        """Each pair (a, b) becomes (-b, a)."""
-        if self.interleaved:
-            return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat((-right, left), dim=-1)

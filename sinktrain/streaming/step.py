@@ -45,20 +45,27 @@ class Step:
         return positions if self.rule == "original" or size is None else positions.clamp(max=size)
 
     def tokens(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles of the new tokens at their positions, (B, 1, L, R)."""
+        """Angles of the new tokens at their positions, (B, 1, L, R/2)."""
         return self._table(rotary, "tokens", dtype, self.positions[:, None] + self.origin)
 
     def for_sinks(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles that turn unrotated queries to where the sinks see them, (B, 1, L, R)."""
+        """Angles that turn unrotated queries to where the sinks see them, (B, 1, L, R/2)."""
         return self._table(rotary, "for sinks", dtype, self.in_cache(self.positions)[:, None] + self.origin)
 
+    @property
+    def all_left(self) -> bool:
+        """Whether each query sees the sinks from the same distance: the `cache` rule with C tokens before all."""
+        return self.filled and self.rule == "cache"
+
     def sinks(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles of the sinks at their own positions, (1, 1, x, R)."""
-        own = torch.arange(self.spec.sinks, device=self.positions.device)
-        return self._table(rotary, "sinks", dtype, own[None, None] + self.origin)
+        """Angles of the sinks at their own positions, (1, 1, x, R/2); as seen from C when all queries stand there."""
+        own = torch.arange(self.spec.sinks, device=self.positions.device)[None, None]
+        if self.all_left:
+            return self._table(rotary, "sinks from C", dtype, own - (self.spec.size or 0))
+        return self._table(rotary, "sinks", dtype, own + self.origin)
 
     def moved_sinks(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles of the sinks for one query at position i: their own, moved by i - min(i, C), (B, 1, x, R)."""
+        """Angles of the sinks for one query at position i: their own, moved by i - min(i, C), (B, 1, x, R/2)."""
         own = torch.arange(self.spec.sinks, device=self.positions.device)
         moved = own + (self.positions - self.in_cache(self.positions))  # (B, x), since L = 1
         return self._table(rotary, "moved sinks", dtype, moved[:, None] + self.origin)

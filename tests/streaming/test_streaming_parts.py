@@ -10,6 +10,7 @@ from torch import Tensor
 from sinktrain.base.errors import UserError
 from sinktrain.streaming import CacheSpec, recompute_nll, stream_nll
 from sinktrain.streaming.kernels import Scores, attention_with_lse, merge, with_sink_logits
+from sinktrain.streaming.nll import token_nll
 from sinktrain.streaming.rotary import Rotary
 
 
@@ -60,6 +61,17 @@ def test_turn_composes_and_keeps_lengths(interleaved: bool, begin: int) -> None:
     assert torch.equal(there[..., still], x[..., still])
     assert not torch.allclose(there[..., rotated], x[..., rotated], atol=0.1)
     assert torch.allclose(there.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_nll_of_a_large_vocabulary_is_exact() -> None:
+    """Peaked logits over 49,152 entries: the many small terms of the sum must not be lost in float32."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 150, 49_152, generator=generator) * 2
+    logits[..., 7] += 14
+    targets = torch.randint(0, 49_152, (2, 150), generator=generator)
+    exact = -logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    error = token_nll(logits, targets) - exact
+    assert float(error.abs().max()) < 5e-6 and abs(float(error.mean())) < 1e-6
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
