@@ -19,15 +19,18 @@ VERBS = {
     "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),
     "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
     "report": ("sinktrain.reporting.report", "make the page of a run"),
+    "generate": ("sinktrain.generation.generate", "go on with a prompt, endlessly, in a memory that does not grow"),
+    "chat": ("sinktrain.generation.chat", "talk with a model over one cache that is never reset"),
+    "bench stream": ("sinktrain.benchmarks.stream", "time a streamed token against what people do without streaming"),
 }
-"""Each verb: the module with a function of its name, and what it does."""
+"""Each verb, of one or two words: the module with a function of its name (`bench_stream`), and what it does."""
 
 USER_MISTAKE = 2
 
 
 def usage() -> str:
     """What `sinktrain --help` prints."""
-    lines = [f"  {verb:<10}{help_text}" for verb, (_, help_text) in VERBS.items()]
+    lines = [f"  {verb:<14}{help_text}" for verb, (_, help_text) in VERBS.items()]
     return "\n".join(
         [
             "usage: sinktrain VERB [options] [--debug]",
@@ -54,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"sinktrain {sinktrain.__version__}")
         return 0
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
     try:
-        return _run(arguments[0], arguments[1:])
+        return _run(" ".join(arguments[:words]), arguments[words:])
     except Exception as error:
         if not _is_mistake(error):
             raise
@@ -74,7 +78,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     from sinktrain.base.allocator import keep_memory
 
     keep_memory()
-    function = getattr(importlib.import_module(VERBS[verb][0]), verb)
+    function = getattr(importlib.import_module(VERBS[verb][0]), verb.replace(" ", "_"))
     if verb == "fit":  # LightningCLI, jsonargparse too, builds its own parser
         function(arguments)
         return 0

@@ -78,7 +78,9 @@ def stream_attention(
     needed = 0 if layer.recent is not None else int(step.seen.max()) + query.shape[2]
     layer.prepare(key, value, sliding_window, needed)
     if query.shape[2] == 1:
-        output, lse = decode_attention(layer, step, rotary, query, key, value, scores, need_lse=s_aux is not None)
+        output, lse = decode_attention(
+            index, layer, step, rotary, query, key, value, scores, need_lse=s_aux is not None
+        )
     else:
         output, lse = chunk_attention(stream, layer, step, rotary, query, key, value, scores)
     if s_aux is not None:

@@ -11,6 +11,7 @@ from transformers import Cache, PreTrainedModel
 from sinktrain.base.errors import UserError
 from sinktrain.streaming.layer import SinkLayer
 from sinktrain.streaming.positions import Positions
+from sinktrain.streaming.rotary import Rotary
 from sinktrain.streaming.spec import CacheSpec, PositionRule
 from sinktrain.streaming.step import Step
 
@@ -40,6 +41,7 @@ class SinkCache(Cache):
         self.filled = False
         self.step: Step | None = None
         self.implementation: str | None = None  # the model's own attention, while a forward uses that of the stream
+        self.pristine: list[tuple[tuple[Rotary, list[int]], Tensor]] | None = None  # the sinks of all layers, stacked
         self.masks: dict[tuple[object, ...], Tensor] = {}
 
     @classmethod
@@ -154,7 +156,7 @@ class SinkCache(Cache):
         """Starts a new stream with nothing in the cache."""
         for layer in self._rows():
             layer.reset()
-        self.seen = self.columns = self.step = None
+        self.seen = self.columns = self.step = self.pristine = None
         self.filled = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -165,6 +167,7 @@ class SinkCache(Cache):
         """Keeps the streams `indices`."""
         for layer in self._rows():
             layer.select(indices)
+        self.pristine = None
         if self.seen is not None:
             self.seen = self.seen.index_select(0, indices.to(self.seen.device))
 

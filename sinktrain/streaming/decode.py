@@ -13,6 +13,7 @@ from sinktrain.streaming.step import Step
 
 
 def decode_attention(
+    index: int,
     layer: SinkLayer,
     step: Step,
     rotary: Rotary | None,
@@ -22,21 +23,23 @@ def decode_attention(
     scores: Scores,
     need_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Stores the token and attends: query (B, H, 1, D), key and value (B, H_kv, 1, D), unrotated.
+    """Stores the token and attends: query (B, H, 1, D), key and value (B, H_kv, 1, D) of layer `index`, unrotated.
 
     Returns:
         The output (B, H, 1, D_v), and the log-sum-exp (B, H, 1) where it is needed.
     """
     raw = key
     if rotary is not None:
-        table = step.tokens(rotary, query.dtype)
-        query, key = rotary.rotate(query, table), rotary.rotate(key, table)
-    layer.write_one(raw, key, value, step.positions, step.filled)
+        both = rotary.rotate(torch.cat((query, key), dim=1), step.tokens(rotary, query.dtype))
+        query, key = both[:, : query.shape[1]], both[:, query.shape[1] :]
+    layer.write_one(raw, key, value, step)
     keys, values = layer.keys, layer.values
     assert keys is not None and values is not None and layer.pristine is not None
     if layer.sinks and rotary is not None and step.rule == "cache":
-        moved = rotary.rotate(layer.pristine[:, :, : layer.sinks], step.moved_sinks(rotary, query.dtype))
-        keys[:, :, : layer.sinks] = moved
+        moved = step.moved.get(index)
+        if moved is None:
+            moved = rotary.rotate(layer.pristine[:, :, : layer.sinks], step.moved_sinks(rotary, query.dtype))
+        keys[:, :, : layer.sinks].copy_(moved)
     if layer.recent is None:  # a dense cache has rows in reserve
         used = int(step.seen.max()) + 1
         keys, values = keys[:, :, :used], values[:, :, :used]

@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from sinktrain.base.errors import UserError
 from sinktrain.streaming.spec import CacheSpec
+from sinktrain.streaming.step import Step
 
 FIRST_CAPACITY = 1024
 """Rows of a `dense` cache at first; it doubles when it is full."""
@@ -80,13 +81,16 @@ class SinkLayer(CacheLayerMixin):
         x = self.sinks
         return torch.where(positions < x, positions, x + (positions - x) % self.ring)
 
-    def write_one(self, raw: Tensor, key: Tensor, value: Tensor, position: Tensor, filled: bool) -> None:
-        """Puts one token a batch row (B, H_kv, 1, D) at `position` (B, 1): rotated key, raw key, value."""
+    def write_one(self, raw: Tensor, key: Tensor, value: Tensor, step: Step) -> None:
+        """Puts one token a batch row (B, H_kv, 1, D) where the step says: raw key, rotated key, value."""
         assert self.keys is not None and self.values is not None and self.pristine is not None
-        _put(self.keys, self.row_of(position), key)
-        _put(self.values, self.row_of(position), value)
-        if self.sinks and not filled:
-            _put(self.pristine, position.clamp(max=self.sinks), raw)
+        shape = (self.sinks, self.ring)
+        if shape not in step.rows:  # the same for all layers of that shape
+            step.rows[shape] = self.row_of(step.positions)
+        _put(self.keys, step.rows[shape], key)
+        _put(self.values, step.rows[shape], value)
+        if self.sinks and not step.filled:
+            _put(self.pristine, step.positions.clamp(max=self.sinks), raw)
 
     def write_many(self, raw: Tensor, key: Tensor, value: Tensor, start: int) -> None:
         """Puts the tokens start ... start+L-1 of all batch rows: those that are sinks, and the last y + 1."""

@@ -75,7 +75,7 @@ class Positions:
             raise no_streaming_form(model, "what it caches beside its keys depends on the position")
         if _UNEXPLAINED in found:
             raise no_streaming_form(model, "its keys do not follow one rotation by position in every layer")
-        return cls(tuple(found))  # type: ignore[arg-type]
+        return cls(tuple(_shared(found)))  # type: ignore[arg-type]
 
 
 _PROBED = (3, 7)
@@ -113,6 +113,18 @@ def _learned(model: PreTrainedModel) -> bool:
     """Whether it has a table of positions, such as GPT-2's `wpe` and OPT's `embed_positions`."""
     tables = [name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Embedding)]
     return any(name == "wpe" or "position" in name for name in tables)
+
+
+def _shared(found: list[Rotary | None]) -> list[Rotary | None]:
+    """One object for all layers that rotate alike, so that a step makes their angles once."""
+    kept: list[Rotary] = []
+    shared: list[Rotary | None] = []
+    for rotary in found:
+        if rotary is not None:
+            rotary = next((other for other in kept if other.equals(rotary)), rotary)
+            kept.append(rotary)
+        shared.append(rotary)
+    return shared
 
 
 class _Recorder(Cache):

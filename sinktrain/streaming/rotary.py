@@ -27,25 +27,32 @@ class Rotary:
     begin: int = 0
 
     def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., L, R/2) of `positions` (..., L), in `dtype`."""
+        """For `positions` (..., L): the cosine of each rotated dimension and the sine with its sign, (..., L, R)."""
         angles = positions.double()[..., None] * self.frequencies.to(positions.device)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        if self.interleaved:
+            return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def rotate(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         """Rotates x (..., L, D) by a `table`, computing in the table's dtype; returns x's."""
         cos, sin = table
-        width, begin = 2 * cos.shape[-1], self.begin
+        width, begin = cos.shape[-1], self.begin
         part = x if width == x.shape[-1] else x[..., begin : begin + width]
-        a, b = (part[..., 0::2], part[..., 1::2]) if self.interleaved else part.chunk(2, dim=-1)
-        # Mixed dtypes promote inside these kernels: no copy of x in float32 is made.
-        left, right = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
         if self.interleaved:
-            rotated = torch.stack((left, right), dim=-1).flatten(-2).to(x.dtype)
+            partner = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
-            rotated = torch.cat((left.to(x.dtype), right.to(x.dtype)), dim=-1)
+            partner = part.roll(width // 2, dims=-1)
+        # Mixed dtypes promote inside these kernels: no copy of x in float32 is made.
+        rotated = torch.addcmul(part * cos, partner, sin).to(x.dtype)
         if width == x.shape[-1]:
             return rotated
         return torch.cat((x[..., :begin], rotated, x[..., begin + width :]), dim=-1)
+
+    def equals(self, other: Rotary) -> bool:
+        """Whether both rotate alike."""
+        same = (self.interleaved, self.begin) == (other.interleaved, other.begin)
+        return same and torch.equal(self.frequencies, other.frequencies)
 
     def turn(self, x: Tensor, distance: Tensor) -> Tensor:
         """Turns x (..., L, D) by `distance` (L,) positions; computes and returns at least float32."""

@@ -26,6 +26,10 @@ class Step:
         start: that number where it is the same for all rows and nothing is padded, and L > 1; else None.
         valid: (B, L) which of the tokens are not padding; None when all are.
         filled: every row has seen at least C tokens.
+        tables: angles, made when they are first asked for.
+        biases: of the rows of a ring, by its shape.
+        rows: where the new token goes, by the shape of the ring.
+        moved: by layer, its sinks as the one new token sees them, where they were turned for all layers at once.
     """
 
     spec: CacheSpec
@@ -38,6 +42,8 @@ class Step:
     filled: bool
     tables: dict[tuple[int, str, torch.dtype], Table] = field(default_factory=dict)
     biases: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    moved: dict[int, Tensor] = field(default_factory=dict)
 
     def in_cache(self, positions: Tensor) -> Tensor:
         """Where a query at `positions` stands as the sinks see it: min(i, C) under the `cache` rule."""
@@ -45,11 +51,11 @@ class Step:
         return positions if self.rule == "original" or size is None else positions.clamp(max=size)
 
     def tokens(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles of the new tokens at their positions, (B, 1, L, R/2)."""
+        """Angles of the new tokens at their positions, (B, 1, L, R)."""
         return self._table(rotary, "tokens", dtype, self.positions[:, None] + self.origin)
 
     def for_sinks(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles that turn unrotated queries to where the sinks see them, (B, 1, L, R/2)."""
+        """Angles that turn unrotated queries to where the sinks see them, (B, 1, L, R)."""
         return self._table(rotary, "for sinks", dtype, self.in_cache(self.positions)[:, None] + self.origin)
 
     @property
@@ -58,14 +64,14 @@ class Step:
         return self.filled and self.rule == "cache"
 
     def sinks(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles of the sinks at their own positions, (1, 1, x, R/2); as seen from C when all queries stand there."""
+        """Angles of the sinks at their own positions, (1, 1, x, R); as seen from C when all queries stand there."""
         own = torch.arange(self.spec.sinks, device=self.positions.device)[None, None]
         if self.all_left:
             return self._table(rotary, "sinks from C", dtype, own - (self.spec.size or 0))
         return self._table(rotary, "sinks", dtype, own + self.origin)
 
     def moved_sinks(self, rotary: Rotary, dtype: torch.dtype) -> Table:
-        """Angles of the sinks for one query at position i: their own, moved by i - min(i, C), (B, 1, x, R/2)."""
+        """Angles of the sinks for one query at position i: their own, moved by i - min(i, C), (B, 1, x, R)."""
         own = torch.arange(self.spec.sinks, device=self.positions.device)
         moved = own + (self.positions - self.in_cache(self.positions))  # (B, x), since L = 1
         return self._table(rotary, "moved sinks", dtype, moved[:, None] + self.origin)
