@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from family_models import FAMILIES, REFUSED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,7 +40,7 @@ def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 def commands_run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Runs the README's verbs in order; the checkpoint is where Lightning puts it."""
     place, verbs = tmp_path_factory.mktemp("readme"), []
-    (block,) = blocks("bash")
+    block = blocks("bash")[0]
     for line in block.strip().splitlines():
         program, verb, *options = shlex.split(line.replace("MODEL", str(model_folder)))
         found = sorted(place.glob("lightning_logs/*/checkpoints/*.ckpt"))
@@ -60,7 +62,7 @@ def test_the_commands(commands_run: tuple[Path, list[str]]) -> None:
 def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
     place, _ = commands_run
     programs = blocks("python")
-    assert len(programs) == 2
+    assert len(programs) == 3
     for program in programs:
         small = program.replace("MODEL", str(model_folder)).replace(
             "max_steps=100", "max_steps=12, limit_val_batches=1"
@@ -68,6 +70,37 @@ def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) 
         done = run(["-c", small.replace("sequence_length=512", "sequence_length=64")], place)
         assert done.returncode == 0, done.stderr
     assert float(re.search(r"tensor\((.*?)\)", done.stdout)[1]) > 1  # type: ignore[index]
+
+
+# For the README's second block of commands, which a shell runs: what makes them small, before their own options.
+IN_A_TERMINAL = {
+    "generate": "--max_tokens 8",
+    "chat": "--max_tokens 8",
+    "bench stream": "--sizes '16 32' --seconds 0.02 --rounds 1 --tokens 2 --model.device cpu",
+}
+
+
+def test_the_commands_in_a_terminal(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (tmp_path / "start.txt").write_text("the cat sat")
+    block = blocks("bash")[1]
+    for line in block.strip().splitlines():
+        verb = next(verb for verb in IN_A_TERMINAL if f"sinktrain {verb} " in line)
+        command = line.split("  #")[0].replace("MODEL", str(folder))
+        command = command.replace(
+            f"sinktrain {verb}", f"{sys.executable} -m sinktrain.cli {verb} {IN_A_TERMINAL[verb]}"
+        )
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0 and "Traceback" not in done.stderr, command + done.stderr
+    assert (tmp_path / "more.txt").stat().st_size > 0 and (tmp_path / "runs/bench/stream.svg").is_file()
 
 
 def test_the_hand_written_program_has_five_lines() -> None:
@@ -79,6 +112,17 @@ def test_the_two_commands_and_what_ci_calls() -> None:
     for command in re.findall(r"^\./(scripts/\w+\.sh)$", README, flags=re.MULTILINE):
         assert os.access(ROOT / command, os.X_OK)
     assert (ROOT / ".ci/run").read_text().strip().endswith("exec bash scripts/test.sh")
+
+
+def test_the_families_table_is_that_of_the_tests() -> None:
+    """Its rows, and that no figure in it is above what the tests hold each family to."""
+    rows = re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| ([^|]*?) \|(?: ([^|]*?) \|)?$", README, flags=re.MULTILINE)
+    table = {name: cells for name, *cells in rows if name in {**FAMILIES, **REFUSED}}
+    assert set(table) == {**FAMILIES, **REFUSED}.keys()
+    for name in FAMILIES:
+        exact = [float(cell) for cell in table[name][1:] if cell != "not compared"]
+        assert exact and max(exact) <= 1e-5
+    assert all(table[name][0].startswith("refused: ") for name in REFUSED)
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

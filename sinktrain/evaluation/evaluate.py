@@ -11,6 +11,7 @@ from sinktrain.base.terminal import progress, say
 from sinktrain.evaluation.attention import attention_to_first
 from sinktrain.evaluation.grid import Row, full_cache, parse_caches, recompute_row, stream_row
 from sinktrain.evaluation.results import SCHEMA, command, environment, write_results
+from sinktrain.evaluation.rules import first_with_sinks, in_words, second_rule
 from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
 from sinktrain.streaming import CacheSpec, PositionRule
 
@@ -24,6 +25,7 @@ def evaluate(
     skip: int = 0,
     recompute: int = 256,
     rule: PositionRule = "cache",
+    both_rules: bool = False,
     chunk: int = 512,
     batch: int = 8,
     attention: bool = True,
@@ -43,6 +45,7 @@ def evaluate(
         recompute: At how many positions to recompute a window of C tokens afresh, the quality reference; 0 for none.
         rule: The distance that a sink is seen at, counted inside the `cache` (as the paper does) or in the text
             (`original`).
+        both_rules: Also stream the first cache that has sinks under the other rule and say what `original` costs.
         chunk: How many tokens to run at once; the result is the same for all.
         batch: How many recomputed windows to run at once.
         attention: Also measure the attention on the first position, by layer and head.
@@ -61,6 +64,7 @@ def evaluate(
     sizes = [spec.size for spec in specs if spec.size is not None]
     if not sizes:
         raise UserError(f"--caches {caches!r}: holds no cache that evicts; add one such as 1+255.")
+    compared = first_with_sinks(specs, caches) if both_rules else None
     if out.exists() and not overwrite:
         raise UserError(f"--out {out}: exists already; choose another folder, or pass --overwrite true.")
     subject = load_subject(model)
@@ -82,6 +86,9 @@ def evaluate(
         "attention": attention_to_first(subject, material) if attention else None,
         "environment": environment(),
     }
+    if compared is not None:
+        second, record["position_rules"] = second_rule(subject, material, compared, rows, size, rule=rule, chunk=chunk)
+        rows.append(second)
     write_results(out, record, rows, overwrite=overwrite)
     _show(record)
     say(f"results: {out}")
@@ -129,3 +136,5 @@ def _show(record: dict[str, Any]) -> None:
             f"{row['name']:>10} {row['tokens']:>8} {row['ppl_all']:>10.3f} {row['ppl_full_cache']:>15.3f}   "
             f"{low:.3f} to {high:.3f}"
         )
+    if "position_rules" in record:
+        say(in_words(record["position_rules"]))

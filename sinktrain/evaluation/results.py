@@ -1,4 +1,7 @@
-"""A result folder: `results.json` with the figures, `nll.npz` with the NLL of every token under every cache."""
+"""A result folder: `results.json` with the figures, `nll.npz` with the NLL of every token under every cache.
+
+With `--both_rules`, results.json holds `position_rules` too, and nll.npz one array more, such as `1+255 original`.
+"""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ MODULES = (
     *(
         f"sinktrain.streaming.{name}"
         for name in (
-            "spec", "rotary", "own_attention", "positions", "step", "layer", "kernels", "padded", "chunk", "decode",
-            "cache", "attention", "attach",
+            "spec", "rotary", "own_attention", "positions", "step", "layer", "kernels", "padded", "fused", "chunk",
+            "decode", "cache", "attention", "attach",
         )
     ),
 )  # fmt: skip

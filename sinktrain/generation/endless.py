@@ -121,9 +121,7 @@ def choose_cache(subject: Subject, cache: str | None) -> CacheSpec:
     """
     if cache is not None:
         return CacheSpec.parse(cache, "--cache")
-    sinks = len(subject.sink_ids) or 4  # four ordinary first tokens serve a model without (arXiv 2309.17453, table 2)
-    size = min(1024, trained_length(subject.model.config) or 1024)
-    return CacheSpec(sinks, max(1, size - sinks))
+    return CacheSpec.default(len(subject.sink_ids), trained_length(subject.model.config))
 
 
 def cautions(subject: Subject, spec: CacheSpec) -> list[str]:

@@ -11,7 +11,18 @@ from typing import Any, cast
 import numpy as np
 
 from sinktrain.base.errors import UserError
-from sinktrain.reporting.records import METHODS, STATEMENTS, Comparison, Floats, Results, Row, Series, Verdict
+from sinktrain.reporting.records import (
+    METHODS,
+    STATEMENTS,
+    Comparison,
+    Floats,
+    PositionRules,
+    Results,
+    Row,
+    RulePair,
+    Series,
+    Verdict,
+)
 
 SCHEMA = 1
 
@@ -43,6 +54,7 @@ def load_results(folder: Path, option: str) -> Results:
             attention=attention,
             environment={str(key): str(value) for key, value in data["environment"].items()},
             nll=_read_arrays(Path(folder) / "nll.npz", option, [row.name for row in rows]),
+            position_rules=_position_rules(data.get("position_rules")),
         )
         if not rows:
             raise ValueError("it has no rows")
@@ -168,6 +180,30 @@ def _row(item: dict[str, Any]) -> Row:
         interval=_pair(item["interval"]),
         seconds=_number(item["seconds"]),
         tokens_per_second=_number(item["tokens_per_second"]),
+    )
+
+
+def _position_rules(item: dict[str, Any] | None) -> PositionRules | None:
+    """None for results of an `evaluate` without --both_rules."""
+    if item is None:
+        return None
+    length, past = item["trained_length"], item["past_trained_length"]
+    return PositionRules(
+        cache=str(item["cache"]),
+        trained_length=None if length is None else int(length),
+        full_cache=_rule_pair(item["full_cache"]),
+        past_trained_length=None if past is None else _rule_pair(past),
+    )
+
+
+def _rule_pair(item: dict[str, Any]) -> RulePair:
+    return RulePair(
+        tokens=int(item["tokens"]),
+        ppl_cache=_number(item["ppl_cache"]),
+        ppl_original=_number(item["ppl_original"]),
+        difference=_number(item["difference"]),
+        interval=_pair(item["interval"]),
+        enough=bool(item["enough"]),
     )
 
 

@@ -54,6 +54,7 @@ def render(material: Material) -> str:
         describe=words.describe,
         claim=None if verdict is None else words.claim(verdict),
         lost_sink=words.lost_sink(material.results),
+        rule_costs=words.rule_costs([(word, model) for _, word, model in material.models]),
         findings=words.findings(material.results, material.base, None if verdict is None else verdict.margin),
         fewest=FEWEST,
         reference=next((row.name for row in material.results.rows if row.method == "streaming"), "recompute"),

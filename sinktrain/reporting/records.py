@@ -31,6 +31,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class RulePair:
+    """The position rules over the same tokens; `difference` is the paired mean of NLL[original] - NLL[cache] in nats.
+
+    `interval` is its 95% interval; `enough` says whether there are enough tokens to rely on it.
+    """
+
+    tokens: int
+    ppl_cache: float
+    ppl_original: float
+    difference: float
+    interval: tuple[float, float]
+    enough: bool
+
+
+@dataclass(frozen=True)
+class PositionRules:
+    """One cache under both position rules, over all tokens with a full cache and over those past the trained length."""
+
+    cache: str
+    trained_length: int | None
+    full_cache: RulePair
+    past_trained_length: RulePair | None
+
+
+@dataclass(frozen=True)
 class Results:
     """What `sinktrain evaluate` wrote about one model. `nll[row name]` has one value a text token, NaN where none."""
 
@@ -43,6 +68,7 @@ class Results:
     attention: dict[str, Any] | None
     environment: dict[str, str]
     nll: dict[str, Floats]
+    position_rules: PositionRules | None = None
 
     @property
     def sinks(self) -> int:

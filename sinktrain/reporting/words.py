@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sinktrain.reporting.numbers import change, nats, plain, ppl
-from sinktrain.reporting.records import Results, Row, Verdict
+from sinktrain.reporting.numbers import change, count, nats, plain, ppl
+from sinktrain.reporting.records import PositionRules, Results, Row, RulePair, Verdict
 
 DEFAULT_MARGIN = math.log(1.01)
 
@@ -38,6 +38,50 @@ def lost_sink(results: Results) -> str | None:
         f"The cache {row.name} keeps no first positions: once it is full, it has lost the {sink}. This model was "
         f"trained with {has} in front of every sample and never without, so its NLL can explode there. The other "
         "caches keep position 0. The row shows what the sink does; it is not a way to use this model."
+    )
+
+
+def rule_costs(models: list[tuple[str, Results]]) -> list[str]:
+    """What the position rule `original` costs past the training length, a sentence or two for each model measured.
+
+    Args:
+        models: the word for each model (`fine-tuned`, `base`) and its results.
+    """
+    said = [_rule_cost(name, model.position_rules) for name, model in models if model.position_rules is not None]
+    return said or [
+        "What “original” costs past the training length was not measured; sinktrain evaluate --both_rules true does."
+    ]
+
+
+def _rule_cost(name: str, rules: PositionRules) -> str:
+    length, past, full = rules.trained_length, rules.past_trained_length, rules.full_cache
+    here = f"In the {name} model, cache {rules.cache},"
+    if past is not None and past.enough:
+        return f"{here} past the training length of {count(length or 0)} tokens, {_rule_difference(past)}."
+    if past is not None:
+        why = f"only {count(past.tokens)} tokens stand past the training length of {count(length or 0)}"
+    elif length is None:
+        why = "the training length is not known"
+    else:
+        why = f"the text was not longer than the training length of {count(length)} tokens"
+    nothing = f"{here} {why}, so nothing can be said of what “original” costs past it."
+    return f"{nothing} On all its tokens with a full cache, {_rule_difference(full)}." if full.enough else nothing
+
+
+def _rule_difference(pair: RulePair) -> str:
+    """Says `costs` or `saves` where the whole interval lies on one side of zero, and neither where it does not."""
+    (low, high), difference = pair.interval, pair.difference
+    if low > 0:
+        verb, numbers = "costs", [difference, low, high]
+    elif high < 0:
+        verb, numbers = "saves", [-difference, -high, -low]
+    else:
+        verb, numbers = "", [difference, low, high]
+    mean, begin, end = (nats(number).removeprefix("+" if verb else "") for number in numbers)
+    found = f"“original” {verb}" if verb else "the two rules cannot be told apart, and “original” minus “cache” is"
+    return (
+        f"{found} {mean} nats a token (95% interval {begin} to {end}; {change(difference)}): PPL "
+        f"{ppl(pair.ppl_original)} against {ppl(pair.ppl_cache)} with “cache”, on {count(pair.tokens)} tokens"
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sinktrain.streaming.fused import can_fuse, fused_band
 from sinktrain.streaming.kernels import ROWS, Scores, attention_with_lse, fold, merge, score_dtype
 from sinktrain.streaming.layer import SinkLayer
 from sinktrain.streaming.padded import padded_band
@@ -64,7 +65,9 @@ def _with_recent(layer: SinkLayer, start: int, raw: Tensor, key: Tensor, value: 
 def _band(
     stream: SinkCache, layer: SinkLayer, start: int, query: Tensor, keys: Tensor, values: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor]:
-    """Attention to the keys at a distance of at most y, in blocks of ROWS queries."""
+    """Attention to the keys at a distance of at most y: one fused kernel, or blocks of ROWS queries."""
+    if can_fuse(query):
+        return fused_band(query, keys, values, layer.recent, scores)
     length, carried = query.shape[2], keys.shape[2] - query.shape[2]
     outputs, sums = [], []
     for begin in range(0, length, ROWS):

@@ -9,7 +9,8 @@ from typing import Literal
 from sinktrain.base.errors import UserError
 
 PositionRule = Literal["cache", "original"]
-"""Which distance to a sink a query sees: counted inside the cache (StreamingLLM, section 3.2), or in the text."""
+"""Which distance to a sink a query sees: counted inside the cache (StreamingLLM, section 3.2), or in the text, as the
+MIT News article about the paper describes it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class CacheSpec:
 
     @classmethod
     def default(cls, trained_sinks: int, trained_length: int | None) -> CacheSpec:
-        """1,024 positions, or as many as the model was trained for: its sinks (4 without any), the rest recent."""
+        """1,024 positions, or as many as the model was trained for: its sinks, the rest recent.
+
+        Four ordinary first tokens serve a model without a sink (StreamingLLM, Table 2).
+        """
         size = min(1024, trained_length or 1024)
         sinks = min(trained_sinks or 4, size - 1)
         return cls(sinks, size - sinks)

@@ -76,6 +76,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Granite SWA (sink logits, sliding layers)": {"model_type": "granite_swa", "sliding_window": WINDOW},
 }  # fmt: skip
 
+NO_4D_MASK = ("ALiBi: Bloom", "ALiBi: Falcon")
+"""They make their biases from a mask of two dimensions, so that no mask of ours can be given to them."""
+
 SCALED_WITH_LENGTH = ("RoPE scaling `dynamic`", "RoPE scaling `longrope`")
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

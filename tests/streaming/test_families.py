@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_models import FAMILIES, REFUSED, SCALED_WITH_LENGTH, make, masked_nll, some_tokens
+from family_models import FAMILIES, NO_4D_MASK, REFUSED, SCALED_WITH_LENGTH, make, masked_nll, some_tokens
 from torch import Tensor
 
 from sinktrain.base.errors import UserError
 from sinktrain.streaming import CacheSpec, Positions, SinkCache, reference_nll, stream_nll
 
 CACHES = ["0+9", "4+10", "1+15", "2+30"]  # with a window of 12: wider than C, than y alone, narrower than y
-NO_4D_MASK = ("ALiBi: Bloom", "ALiBi: Falcon")  # they make their biases from a mask of two dimensions
 
 
 @pytest.fixture(params=FAMILIES)
