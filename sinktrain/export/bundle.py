@@ -78,8 +78,7 @@ def bundle(cache: str) -> str:
             raise ValueError(f"{module}: {', '.join(sorted(twice))} stands in another module, too; rename it")
         names |= defined
         bodies.append(body)
-    # Names under which the engine registers itself: an installed sinktrain must not meet the file's.
-    text = "\n\n".join(bodies).replace('"sinktrain_', '"sink_file_').replace('"_sinktrain_', '"_sink_file_')
+    text = "\n\n".join(bodies)
     imports = [f"from {source} import {', '.join(sorted(found))}" for source, found in outside.items() if source]
     plain = [f"import {name}" for name in outside.get("", ())]
     head = _HEAD.format(version=sinktrain.__version__) + "\n".join([*sorted(plain), *sorted(imports)])

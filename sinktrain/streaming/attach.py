@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sinktrain.base.errors import UserError
@@ -25,7 +26,22 @@ from sinktrain.streaming.own_attention import own_attention_modules, unused_mask
 from sinktrain.streaming.positions import Positions, no_streaming_form
 from sinktrain.streaming.spec import CacheSpec, PositionRule
 
-_ATTACHED = "_sinktrain_attached"
+_ATTACHED = f"_sinktrain_attached_{id(SinkCache)}"
+
+
+@dataclass
+class Attachment:
+    """What is known of a model that was made ready; it stands on the model, so that a copy has one of its own.
+
+    Args:
+        own: its attention modules that do not use transformers' interface.
+        parameters: the names of its forward's parameters, in order.
+        implementation: its own attention, while a forward uses that of the stream.
+    """
+
+    own: list[tuple[nn.Module, Callable[..., Any]]]
+    parameters: list[str]
+    implementation: str | None = None
 
 
 @contextmanager
@@ -51,42 +67,63 @@ def attach(model: PreTrainedModel, positions: Positions) -> None:
     """
     if _ATTACHED in vars(model):
         return
-    own = own_attention_modules(model)
-    # An attribute, so that a copy of the model has that of its own modules.
-    setattr(model, _ATTACHED, (own, "position_ids" in inspect.signature(model.forward).parameters))
-    model.register_forward_pre_hook(_before, with_kwargs=True)
-    model.register_forward_hook(_after, with_kwargs=True, always_call=True)
-    _check(model, positions)
+    parameters = list(inspect.signature(model.forward).parameters)
+    setattr(model, _ATTACHED, Attachment(own_attention_modules(model), parameters))
+    hooks = (
+        model.register_forward_pre_hook(_before, with_kwargs=True),
+        model.register_forward_hook(_after, with_kwargs=True, always_call=True),
+    )
+    try:
+        _check(model, positions)
+    except Exception:
+        for hook in hooks:
+            hook.remove()
+        delattr(model, _ATTACHED)
+        raise
 
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, positions: Positions) -> None:
-    """Runs one token and sees that each layer stored its key in the cache."""
-    cache = SinkCache(CacheSpec(0, 1), positions)
-    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), past_key_values=cache)
+    """Runs a few tokens and sees that each layer stored its keys in the cache, and that the logits are the model's."""
+    cache = SinkCache(CacheSpec(0, 8), positions)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.linspace(0, vocabulary - 1, 4, device=model.device).long()[None]
+    try:
+        found = model(input_ids=ids, past_key_values=cache).logits
+    except UserError as error:
+        raise no_streaming_form(model, str(error).rstrip(".")) from error
     if not all(isinstance(layer, SinkLayer) and layer.is_initialized for layer in cache.layers):
         raise no_streaming_form(model, "it does not use the attention interface of transformers")
+    if found.dtype in (torch.float32, torch.float64) and not model.training:  # in others rounding may hide all else
+        expected = model(input_ids=ids, use_cache=False).logits
+        if not bool((found - expected).abs().max() <= 1e-3 * expected.abs().max()):
+            raise no_streaming_form(model, "its attention does more than the interface of transformers says")
 
 
 def _before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    attached: Attachment | None = getattr(module, _ATTACHED, None)
+    if attached is None:
+        return args, kwargs
+    _restore(module, attached)  # a forward that was interrupted (Ctrl-C) did not come to its end
+    if len(args) > 1:
+        kwargs, args = {**dict(zip(attached.parameters[1:], args[1:], strict=False)), **kwargs}, args[:1]
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, SinkCache):
         return args, kwargs
     if kwargs.get("use_cache") is False:  # generate would give the whole text at each step
         raise UserError("use_cache=False: a SinkCache is no use without it; pass use_cache=True.")
-    own, takes_positions = getattr(module, _ATTACHED)
     ids = args[0] if args else kwargs.get("input_ids")
     tokens: Tensor = kwargs["inputs_embeds"] if ids is None else ids
     batch, length = tokens.shape[:2]
     cache.begin(batch, length, kwargs.pop("attention_mask", None), tokens.device)
     kwargs["use_cache"] = True
-    if takes_positions:
+    if "position_ids" in attached.parameters:
         kwargs["position_ids"] = torch.zeros(1, length, dtype=torch.long, device=tokens.device)
-    if own:
+    if attached.own:
         kwargs["attention_mask"] = unused_mask(module, batch, length)
-        for part, forward in own:
+        for part, forward in attached.own:
             part.forward = functools.partial(forward, part, functools.partial(stream_attention, stream=cache))
-    cache.implementation = module.config._attn_implementation
+    attached.implementation = module.config._attn_implementation
     module.config._attn_implementation = NAME
     # Every attention module has the config at hand; not every family hands keywords on to the attention function.
     setattr(module.config.get_text_config(), STREAM, cache)
@@ -94,16 +131,23 @@ def _before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 
 def _after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    cache = kwargs.get("past_key_values")
-    if not isinstance(cache, SinkCache) or cache.implementation is None:
+    attached: Attachment | None = getattr(module, _ATTACHED, None)
+    if attached is None or attached.implementation is None:
         return
-    module.config._attn_implementation = cache.implementation
-    cache.implementation = None
-    delattr(module.config.get_text_config(), STREAM)
-    for part, _ in getattr(module, _ATTACHED)[0]:
-        vars(part).pop("forward", None)
+    _restore(module, attached)
     if output is not None:  # else the forward failed, and the cache says so when it is used again
-        cache.end()
+        kwargs["past_key_values"].end()
+
+
+def _restore(module: Any, attached: Attachment) -> None:
+    """Gives the model its own attention back, if it has that of a stream."""
+    if attached.implementation is None:
+        return
+    module.config._attn_implementation = attached.implementation
+    attached.implementation = None
+    delattr(module.config.get_text_config(), STREAM)
+    for part, _ in attached.own:
+        vars(part).pop("forward", None)
 
 
 @contextmanager
@@ -135,8 +179,11 @@ def stream(model: PreTrainedModel, spec: CacheSpec | str, *, rule: PositionRule 
             kwargs = {"use_cache": True, **kwargs, "past_key_values": SinkCache(first.spec, first.positions, rule=rule)}
         return generate(*args, **kwargs)
 
+    outer = vars(model).get("generate")
     vars(model)["generate"] = streaming
     try:
         yield model
     finally:
         del vars(model)["generate"]
+        if outer is not None:  # of a block around this one
+            vars(model)["generate"] = outer

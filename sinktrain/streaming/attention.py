@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from sinktrain.base.errors import UserError
 from sinktrain.streaming.cache import SinkCache
 from sinktrain.streaming.chunk import chunk_attention
 from sinktrain.streaming.decode import decode_attention
 from sinktrain.streaming.kernels import Scores, with_sink_logits
 from sinktrain.streaming.layer import SinkLayer
 
-NAME = "sinktrain_stream"
-"""The name under which the function stands in transformers' `AttentionInterface`."""
+NAME = f"sinktrain_stream_{id(SinkCache)}"
+"""The function's name in transformers' `AttentionInterface`: another one for each copy of this code."""
 
-STREAM = "_sinktrain_stream"
+STREAM = f"_sinktrain_stream_{id(SinkCache)}"
 """The attribute of the model's config in which the cache stands while a forward runs."""
 
 
@@ -67,20 +68,28 @@ def stream_attention(
 
     Returns:
         The output (B, L, H, D), and None for the weights.
+
+    Raises:
+        UserError: a layer attends twice, or a model in training would need gradients through the cache.
     """
     index = int(module.layer_idx)  # type: ignore[arg-type]
     if stream is None:
         stream = getattr(module.config, STREAM)
     layer, step = stream.layers[index], stream.step
     assert isinstance(layer, SinkLayer) and step is not None
+    if index in step.attended:
+        raise UserError(f"{type(module).__name__}: attends twice in a layer, which has no streaming form here.")
+    step.attended.add(index)
+    if key.requires_grad:
+        if module.training:
+            raise UserError("past_key_values: a SinkCache is for inference; call model.eval(), or train without it.")
+        key, value = key.detach(), value.detach()
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, stream.positions.slopes)
     rotary = stream.positions.rotary[index]
     needed = 0 if layer.recent is not None else int(step.seen.max()) + query.shape[2]
     layer.prepare(key, value, sliding_window, needed)
     if query.shape[2] == 1:
-        output, lse = decode_attention(
-            index, layer, step, rotary, query, key, value, scores, need_lse=s_aux is not None
-        )
+        output, lse = decode_attention(layer, step, rotary, query, key, value, scores, need_lse=s_aux is not None)
     else:
         output, lse = chunk_attention(stream, layer, step, rotary, query, key, value, scores)
     if s_aux is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from transformers import Cache, PreTrainedModel
 from sinktrain.base.errors import UserError
 from sinktrain.streaming.layer import SinkLayer
 from sinktrain.streaming.positions import Positions
-from sinktrain.streaming.rotary import Rotary
 from sinktrain.streaming.spec import CacheSpec, PositionRule
 from sinktrain.streaming.step import Step
 
@@ -40,8 +40,6 @@ class SinkCache(Cache):
         self.columns: Tensor | None = None  # () tokens so far, with padding: what transformers calls the length
         self.filled = False
         self.step: Step | None = None
-        self.implementation: str | None = None  # the model's own attention, while a forward uses that of the stream
-        self.pristine: list[tuple[tuple[Rotary, list[int]], Tensor]] | None = None  # the sinks of all layers, stacked
         self.masks: dict[tuple[object, ...], Tensor] = {}
 
     @classmethod
@@ -101,8 +99,9 @@ class SinkCache(Cache):
                 "leave it out, or give the one of the tokenizer."
             )
         if self.seen is None or self.columns is None:
-            self.seen = torch.zeros(batch, dtype=torch.long, device=device)
-            self.columns = torch.zeros((), dtype=torch.long, device=device)
+            with torch.inference_mode(False):  # so that the stream can go on outside of inference mode
+                self.seen = torch.zeros(batch, dtype=torch.long, device=device)
+                self.columns = torch.zeros((), dtype=torch.long, device=device)
         if len(self.seen) != batch:
             raise UserError(
                 f"past_key_values: this SinkCache holds {len(self.seen)} streams, not {batch}; use another."
@@ -111,7 +110,10 @@ class SinkCache(Cache):
         return self.step
 
     def _one(self, mask: Tensor | None) -> Step:
-        """One token a row: nothing here waits for the device, so that a step compiles and its kernels queue up."""
+        """One token a row: once the cache is full nothing waits for the device, so that kernels queue up.
+
+        A compiled step never waits (but for a dense cache, which grows) and never learns that the cache is full.
+        """
         assert self.seen is not None
         if not self.filled and self.spec.size is not None and not torch.compiler.is_compiling():
             self.filled = int(self.seen.min()) >= self.spec.size
@@ -148,6 +150,21 @@ class SinkCache(Cache):
 
     # What transformers asks of a cache.
 
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Hands the new keys and values on: the attention function of the stream stores them.
+
+        Raises:
+            UserError: the forward does not know that it carries a `SinkCache`.
+        """
+        if self.step is None:
+            raise UserError(
+                "past_key_values: this model was not made ready for a SinkCache; make the cache with "
+                "SinkCache.for_model(model, ...) and call that model itself."
+            )
+        return key_states, value_states
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens so far, padding included, evicted ones too; a 0-dimensional tensor as with `StaticCache`."""
         return 0 if self.columns is None else self.columns  # type: ignore[return-value]
@@ -156,7 +173,8 @@ class SinkCache(Cache):
         """Starts a new stream with nothing in the cache."""
         for layer in self._rows():
             layer.reset()
-        self.seen = self.columns = self.step = self.pristine = None
+        self.seen = self.columns = self.step = None
+        self.masks.clear()
         self.filled = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -167,7 +185,6 @@ class SinkCache(Cache):
         """Keeps the streams `indices`."""
         for layer in self._rows():
             layer.select(indices)
-        self.pristine = None
         if self.seen is not None:
             self.seen = self.seen.index_select(0, indices.to(self.seen.device))
 

@@ -88,16 +88,21 @@ def _band_bias(
     stream: SinkCache, layer: SinkLayer, rows: int, keys: int, ahead: int, query: Tensor, key: Tensor, scores: Scores
 ) -> Tensor:
     """The bias of a block whose first query stands `ahead` places after the first key; kept for later blocks."""
-    shape = (rows, keys, ahead, layer.recent, query.dtype, query.device)
-    if (bias := stream.masks.get(shape)) is None:
+    groups = query.shape[1] // key.shape[1]
+    shape = (rows, keys, ahead, layer.recent, groups, query.dtype, query.device)
+    kept = stream.masks
+    if layer.recent is None:  # a dense cache has new shapes in each chunk
+        assert stream.step is not None
+        kept = stream.step.masks
+    if (bias := kept.get(shape)) is None:
         distance = ahead + torch.arange(rows, device=query.device)[:, None] - torch.arange(keys, device=query.device)
         seen = distance >= 0 if layer.recent is None else (distance >= 0) & (distance <= layer.recent)
         bias = scores.bias(distance[None], seen[None], key.shape[1], score_dtype(query))
         if bias.shape[2] == rows:  # the same for the heads that share a key head
-            bias = bias.repeat(1, 1, query.shape[1] // key.shape[1], 1)
-        if len(stream.masks) >= 64:  # a dense cache has a new shape for each block
+            bias = bias.repeat(1, 1, groups, 1)
+        if len(stream.masks) >= 8:  # one for each kind of layer and block once the cache is full
             stream.masks.clear()
-        stream.masks[shape] = bias
+        kept[shape] = bias
     return bias
 
 
@@ -129,6 +134,6 @@ def _merge_sinks(
     if scores.softcap is not None:
         found = scores.softcap * torch.tanh(found / scores.softcap)
     if scores.slopes is not None:
-        found = found - scores.slopes.to(lse.dtype)[:, None, None] * distance[:, None].to(lse.dtype)
+        found = found - scores.slopes.to(lse)[:, None, None] * distance[:, None].to(lse.dtype)
     found = found.masked_fill(~seen[:, None], float("-inf"))
     return merge(output, lse, found, layer.values[:, :, : layer.sinks])

@@ -36,8 +36,9 @@ def fused_band(
     Returns:
         The output (B, H, L, D_v) and the log-sum-exp (B, H, L).
     """
-    ahead = keys.shape[2] - query.shape[2]
-    slopes = None if scores.slopes is None else scores.slopes.to(score_dtype(query))
+    # A tensor: a number would be built into the kernel, and each new one would compile it anew.
+    ahead = torch.tensor(keys.shape[2] - query.shape[2], device=query.device)
+    slopes = None if scores.slopes is None else scores.slopes.to(query.device, score_dtype(query))
 
     def score(found: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if scores.softcap is not None:
@@ -78,9 +79,11 @@ def _blocks(length: int, total: int, recent: int | None, device: torch.device) -
         (nearest >= 0) & (farthest <= most) & (first_key + BLOCK <= total) & (last_query - first_query == BLOCK - 1)
     )
 
+    offset, bound = (torch.tensor(value, device=device) for value in (ahead, most))
+
     def in_band(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        distance = ahead + i - j
-        return (distance >= 0) & (distance <= most)
+        distance = offset + i - j
+        return (distance >= 0) & (distance <= bound)
 
     return BlockMask.from_kv_blocks(
         *_listed(touched & ~inside),

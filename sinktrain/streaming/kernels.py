@@ -43,7 +43,7 @@ class Scores:
         hidden = torch.zeros_like(distance, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None]
         if self.slopes is None:
             return hidden
-        penalty = self.slopes.to(dtype)[:, None, None] * distance[:, None].to(dtype)  # (B, H, L, N)
+        penalty = self.slopes.to(distance.device, dtype)[:, None, None] * distance[:, None].to(dtype)  # (B, H, L, N)
         return fold(hidden - penalty, key_heads)
 
 

@@ -51,18 +51,20 @@ class SinkLayer(CacheLayerMixin):
         if self.recent is None and needed > self.rows:
             more = max(needed, 2 * self.rows) - self.rows
             assert self.keys is not None and self.values is not None
-            self.keys = torch.cat((self.keys, key.new_zeros(*key.shape[:2], more, key.shape[3])), dim=2)
-            self.values = torch.cat((self.values, value.new_zeros(*value.shape[:2], more, value.shape[3])), dim=2)
+            with torch.inference_mode(False):
+                self.keys = torch.cat((self.keys, key.new_zeros(*key.shape[:2], more, key.shape[3])), dim=2)
+                self.values = torch.cat((self.values, value.new_zeros(*value.shape[:2], more, value.shape[3])), dim=2)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates for the batch, heads, widths, dtype and device of these (B, H_kv, L, D)."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.batch_size = key_states.shape[0]
         rows = FIRST_CAPACITY if self.recent is None else self.sinks + self.recent + 1
-        self.keys = key_states.new_zeros(*key_states.shape[:2], rows, key_states.shape[3])
-        self.values = value_states.new_zeros(*value_states.shape[:2], rows, value_states.shape[3])
-        # One row more, where the keys that are no sinks go when a step cannot know on the host which they are.
-        self.pristine = key_states.new_zeros(*key_states.shape[:2], self.sinks + 1, key_states.shape[3])
+        with torch.inference_mode(False):  # so that the stream can go on outside of inference mode
+            self.keys = key_states.new_zeros(*key_states.shape[:2], rows, key_states.shape[3])
+            self.values = value_states.new_zeros(*value_states.shape[:2], rows, value_states.shape[3])
+            # One row more, where the keys that are no sinks go when a step cannot know on the host which they are.
+            self.pristine = key_states.new_zeros(*key_states.shape[:2], self.sinks + 1, key_states.shape[3])
         self.is_initialized = True
 
     @property
@@ -108,8 +110,12 @@ class SinkLayer(CacheLayerMixin):
     # What transformers asks of a layer.
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Hands the new keys and values on: the attention function of the stream stores them."""
-        return key_states, value_states
+        """The cache itself answers for its layers.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("SinkLayer: stores nothing by itself; use its SinkCache.")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Of no use to a stream, which needs no mask from transformers."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +69,11 @@ class Positions:
             )
         values = {position: [value for _, value in at.values()] for position, at in noted.items()}
         candidates = _candidates(model, longest)
-        found = [_layer_rotary({p: keys[p][layer] for p in keys}, candidates) for layer in range(layers)]
+        far = functools.cache(lambda: _noted_at(model, _FAR))
+        found = [
+            _layer_rotary({p: keys[p][layer] for p in keys}, lambda n=layer: far()[n][0], candidates)  # type: ignore[misc]
+            for layer in range(layers)
+        ]
         still = all(_alike(a, b) for p in _PROBED for a, b in zip(values[0], values[p], strict=True))
         if (_UNEXPLAINED in found or not still) and _learned(model):
             raise no_streaming_form(model, "its positions are learned, absolute and end with its training length")
@@ -80,6 +86,9 @@ class Positions:
 
 _PROBED = (3, 7)
 """Positions at which keys are compared with those at 0: small, so that the float32 angles of the model are exact."""
+
+_FAR = 251
+"""A position that tells slow frequencies apart, where several fit at those."""
 
 _UNEXPLAINED = "unexplained"
 
@@ -146,11 +155,15 @@ def _noted_at(model: PreTrainedModel, position: int) -> dict[int, tuple[Tensor, 
     """The keys (8, H, 1, D) and values of every layer for eight single-token texts whose token stands at `position`."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = torch.linspace(0, vocabulary - 1, 8, device=model.device).long()[:, None]
-    recorder = _Recorder()
+    recorder, modes = _Recorder(), [(part, part.training) for part in model.modules()]
+    model.eval()  # dropout would make the same key another one
     try:
         model(input_ids=ids, position_ids=torch.full_like(ids, position), past_key_values=recorder, use_cache=True)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise no_streaming_form(model, f"it does not run with a cache of ours ({error})") from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
     return recorder.noted
 
 
@@ -180,21 +193,31 @@ def _frequencies(module: Any, name: str, buffer: Tensor, longest: int | None) ->
     return at_start.double(), lasting.double()
 
 
-def _layer_rotary(keys: dict[int, Tensor], candidates: list[tuple[Tensor, Tensor]]) -> Rotary | str | None:
-    """The rotation that explains a layer's `keys` by position; None if they do not depend on it."""
+def _layer_rotary(
+    keys: dict[int, Tensor], far: Callable[[], Tensor], candidates: list[tuple[Tensor, Tensor]]
+) -> Rotary | str | None:
+    """The rotation that explains a layer's `keys` by position; None if they do not depend on it.
+
+    Near positions are exact but cannot tell slow frequencies apart in bfloat16; where several rotations explain them,
+    the keys `far` away decide.
+    """
     start, width = keys[0], keys[0].shape[-1]
     # Dimension by dimension: what is rotated may be much smaller than what is not.
     scale = torch.stack([key.abs().amax(dim=(0, 1, 2)) for key in keys.values()]).amax(dim=0).double()
     tolerance = (3e-2 if start.dtype in (torch.bfloat16, torch.float16) else 1e-4) * scale
     if all(bool(((start - keys[p]).abs() <= tolerance).all()) for p in _PROBED):
         return None
+    fitting: list[tuple[Rotary, Rotary]] = []
     for at_start, lasting in candidates:
         for interleaved in (False, True):
             for begin in dict.fromkeys((0, width - 2 * at_start.numel())):
                 rotary = Rotary(at_start, interleaved, begin)
-                if begin >= 0 and _explains(rotary, keys, tolerance):
-                    return Rotary(lasting, interleaved, begin)
-    return _UNEXPLAINED
+                if begin >= 0 and 2 * at_start.numel() <= width and _explains(rotary, keys, tolerance):
+                    fitting.append((rotary, Rotary(lasting, interleaved, begin)))
+    if len(fitting) > 1:
+        away, there = torch.tensor([_FAR], device=start.device), far()
+        fitting.sort(key=lambda pair: float((pair[0].turn(start, away) - there).abs().sum()))
+    return fitting[0][1] if fitting else _UNEXPLAINED
 
 
 def _explains(rotary: Rotary, keys: dict[int, Tensor], tolerance: Tensor) -> bool:

@@ -27,9 +27,10 @@ class Step:
         valid: (B, L) which of the tokens are not padding; None when all are.
         filled: every row has seen at least C tokens.
         tables: angles, made when they are first asked for.
-        biases: of the rows of a ring, by its shape.
+        rows_seen: what each row of a ring holds and whether it is seen, by the shape of the ring.
+        masks: of a dense chunk's blocks, which are of no use to another chunk.
         rows: where the new token goes, by the shape of the ring.
-        moved: by layer, its sinks as the one new token sees them, where they were turned for all layers at once.
+        attended: the layers that have stored the new tokens.
     """
 
     spec: CacheSpec
@@ -41,9 +42,10 @@ class Step:
     valid: Tensor | None
     filled: bool
     tables: dict[tuple[int, str, torch.dtype], Table] = field(default_factory=dict)
-    biases: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    rows_seen: dict[tuple[int, int, int | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    moved: dict[int, Tensor] = field(default_factory=dict)
+    attended: set[int] = field(default_factory=set)
 
     def in_cache(self, positions: Tensor) -> Tensor:
         """Where a query at `positions` stands as the sinks see it: min(i, C) under the `cache` rule."""
