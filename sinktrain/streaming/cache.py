@@ -76,7 +76,7 @@ class SinkCache(Cache):
                 stacklevel=2,
             )
         positions = Positions.probe(model, longest or spec.longest(rule))
-        attach(model, positions)
+        attach(model)
         return cls(spec, positions, rule=rule)
 
     def begin(self, batch: int, length: int, mask: Tensor | None, device: torch.device) -> Step:

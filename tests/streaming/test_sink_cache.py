@@ -229,7 +229,8 @@ def test_token_33_million_is_as_exact_as_token_0(dtype: torch.dtype, bound: floa
     with torch.no_grad():
         found = []
         for origin in (0, 4_194_304, 33_554_432):
-            cache = SinkCache(SPEC, Positions.probe(model), rule=rule, origin=origin)
+            cache = SinkCache.for_model(model, SPEC, rule=rule)
+            cache.origin = origin
             parts = [model(input_ids=tokens[:, :60], past_key_values=cache).logits]
             parts += [model(input_ids=tokens[:, i : i + 1], past_key_values=cache).logits for i in range(60, 120)]
             found.append(torch.cat(parts, dim=1).float())
