@@ -58,17 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sinktrain {sinktrain.__version__}")
         return 0
     words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:words])
     try:
-        return _run(" ".join(arguments[:words]), arguments[words:])
+        return _run(verb, arguments[words:])
     except Exception as error:
         if not _is_mistake(error):
             raise
         if debug:
             traceback.print_exc()
-        print(f"sinktrain {arguments[0]}: {_sentence(error)}", file=sys.stderr)
+        print(f"sinktrain {verb}: {_sentence(error)}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
-        print(f"sinktrain {arguments[0]}: interrupted", file=sys.stderr)
+        print(f"sinktrain {verb}: interrupted", file=sys.stderr)
         return 130
 
 

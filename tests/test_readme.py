@@ -76,7 +76,7 @@ def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) 
 IN_A_TERMINAL = {
     "generate": "--max_tokens 8",
     "chat": "--max_tokens 8",
-    "bench stream": "--sizes '16 32' --seconds 0.02 --rounds 1 --tokens 2 --model.device cpu",
+    "bench stream": "--sizes '16 32' --seconds 0.02 --rounds 2 --tokens 2 --model.device cpu",
 }
 
 
@@ -116,7 +116,7 @@ def test_the_two_commands_and_what_ci_calls() -> None:
 
 def test_the_families_table_is_that_of_the_tests() -> None:
     """Its rows, and that no figure in it is above what the tests hold each family to."""
-    rows = re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| ([^|]*?) \|(?: ([^|]*?) \|)?$", README, flags=re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in README.splitlines() if line[:1] == "|"]
     table = {name: cells for name, *cells in rows if name in {**FAMILIES, **REFUSED}}
     assert set(table) == {**FAMILIES, **REFUSED}.keys()
     for name in FAMILIES:
