@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,16 +17,20 @@ from sinktrain.export.bundle import bundle
 from sinktrain.streaming import SinkCache
 
 
-@pytest.fixture(scope="module")
-def single_file(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    path = tmp_path_factory.mktemp("file") / "generate.py"
-    path.write_text(bundle("2+14"))
-    spec = importlib.util.spec_from_file_location("the_single_file", path)
+def load(folder: Path, name: str, cache: str) -> ModuleType:
+    path = folder / f"{name}.py"
+    path.write_text(bundle(cache))
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["the_single_file"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def single_file(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return load(tmp_path_factory.mktemp("file"), "the_single_file", "2+14")
 
 
 def test_it_names_nothing_of_ours_to_import() -> None:
@@ -52,6 +57,16 @@ def test_it_streams_like_the_engine_and_beside_it(single_file: ModuleType, famil
         assert not torch.equal(single_file.generate(model, prompt, cache="0+6", **options), expected)
     again = model.generate(prompt, past_key_values=SinkCache.for_model(model, "2+14"), **options)
     assert torch.equal(again, expected)  # the file's hooks on the same model are in nobody's way
+
+
+def test_two_files_on_one_model(single_file: ModuleType, tmp_path: Path) -> None:
+    model, other = tiny_model("llama"), load(tmp_path, "another_file", "1+5")
+    prompt = torch.randint(3, 97, (1, 30), generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    found = [file.generate(model, prompt, **options) for file in (single_file, other, single_file)]
+    for cache, tokens in zip(("2+14", "1+5", "2+14"), found, strict=True):
+        assert torch.equal(model.generate(prompt, past_key_values=SinkCache.for_model(model, cache), **options), tokens)
+    assert not torch.equal(found[0], found[1])
 
 
 def test_names_that_stand_in_two_modules_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
