@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from sinktrain.base.errors import UserError
@@ -24,6 +23,7 @@ from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.training.checkpoints import check_record, checkpoint_record
+from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer, build_schedule
 
 CONSTANT = 1024.0
@@ -42,7 +42,10 @@ class SinkModule(L.LightningModule):
         sink: how attention gets its outlet.
         optimizer: AdamW and its schedule.
         seed: of the initial weights, with `config`.
+        z_loss: how much of log(Z)^2 is added to the loss of a token, with Z the sum of the exponentials of its logits
+            (PaLM, arXiv 2204.02311, section 5, uses 1e-4); 0 for none. The logged losses are without it.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
+        compile: fuse the inner model and the loss with `torch.compile`: faster steps after a minute of compilation.
         revision: of a hub model.
         trust_remote_code: run code that comes with a hub model; off unless you trust its author.
     """
@@ -55,7 +58,9 @@ class SinkModule(L.LightningModule):
         sink: SinkConfig = SinkConfig(),  # noqa: B008 (it is frozen)
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         seed: int = 0,
+        z_loss: float = 0.0,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -63,7 +68,14 @@ class SinkModule(L.LightningModule):
         if (name is None) == (config is None):
             raise UserError("model.name, model.config: give one of them, a pretrained model or a config for a new one.")
         self.name, self.new_config, self.sink, self.optimizer = name, config, sink, optimizer
-        self.seed, self.gradient_checkpointing = seed, gradient_checkpointing
+        if z_loss < 0:
+            raise UserError(f"model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual.")
+        self.seed, self.z_loss, self.gradient_checkpointing, self.compiled = (
+            seed,
+            z_loss,
+            gradient_checkpointing,
+            compile,
+        )
         self.hub: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
         if revision is not None:
             self.hub["revision"] = revision
@@ -88,24 +100,31 @@ class SinkModule(L.LightningModule):
             size = len(self.tokenizer) - len(self.sink_ids)  # the sink's row is added below, the same way for all
             self.model = model_from_config(self.new_config or {}, size, self.seed)
         grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id)
+        self.plain_head = has_plain_head(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
+        if self.compiled:
+            # In place, so that the names of the weights stay. The shapes of batches never change.
+            self.model.base_model.compile(dynamic=False)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Logits (B, T, V) of token ids (B, T) that begin with the sinks."""
-        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of token ids (B, T) that begin with the sinks; documents by positions that restart."""
+        logits: Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         return logits
 
-    def nll_sum(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The summed NLL of a batch and the number of tokens that it predicts.
+    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed over a batch: what is trained on, the NLL, and the number of tokens that are predicted.
 
         The last sink predicts the first text token; nothing predicts a sink (labels of -100).
         """
-        logits = self(batch["input_ids"])[:, :-1]
-        targets = batch["labels"][:, 1:]
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
-        return nll, (targets != -100).sum()
+        ids, positions, labels = batch["input_ids"], batch.get("position_ids"), batch["labels"]
+        if not self.plain_head:
+            return logits_loss(self(ids, positions), labels, self.z_loss)
+        # transformers tells documents apart by positions that restart only without a cache and a mask
+        hidden = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        head = self.model.get_output_embeddings()
+        return next_token_loss(hidden, head, labels, self.z_loss, self.compiled)
 
     # The loss of an optimizer step is the mean over the tokens of the whole global batch. Lightning averages the means
     # of micro-batches and ranks, which is another number when their token counts differ (its issue 20350). So a
@@ -121,10 +140,10 @@ class SinkModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The micro-batch's summed NLL over a constant; see `on_before_optimizer_step`."""
-        nll, tokens = self.nll_sum(batch)
-        self._nll += nll.detach()
+        objective, nll, tokens = self.losses(batch)
+        self._nll += nll
         self._tokens += tokens
-        return nll / CONSTANT
+        return objective / CONSTANT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the gradient into that of the token-weighted mean over the global batch, and logs."""
@@ -149,7 +168,7 @@ class SinkModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to the sums."""
-        self._validation += torch.stack(self.nll_sum(batch))
+        self._validation += torch.stack(self.losses(batch)[1:])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean NLL over every predicted token of every rank."""
