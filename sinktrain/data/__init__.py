@@ -6,11 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "ChunkedSamples": "samples",
-    "OrderedSampler": "samples",
+    "HubStream": "streamed_text",
     "PreparedText": "prepared",
     "SinkDataModule": "datamodule",
-    "collate": "samples",
     "documents": "sources",
     "train_bpe": "tokenizers",
 }

@@ -1,130 +1,175 @@
-"""Prepared text for a Lightning Trainer."""
+"""Prepared or streamed text for a Lightning Trainer."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader
 
-from sinktrain.base.errors import UserError
+from sinktrain.base.errors import UserError, at_least
+from sinktrain.data.checks import check_batch, check_choice, check_layout, check_trainer, open_texts
+from sinktrain.data.global_batch import accumulation
+from sinktrain.data.hubstream import ResumableStream, StreamedBatches
+from sinktrain.data.mixture import Mixture
+from sinktrain.data.packing import Layout, Packing, Rows
 from sinktrain.data.prepared import PreparedText, Split
-from sinktrain.data.samples import ChunkedSamples, OrderedSampler, collate
+from sinktrain.data.samples import Batches, OrderedBatches, Share, in_order
+from sinktrain.data.streamed_text import HubStream, StreamedText
 
 
 class SinkDataModule(L.LightningDataModule):
-    """Batches of prepared text, with the model's sink in front of every sample.
+    """Batches of text, with the model's sink in front of every sample (of every document, with packing `document`).
+
+    A batch holds `input_ids` and `labels` (B, T), `samples` (B,), the samples' numbers in the endless order, and with
+    packing `document` also `position_ids` (B, T).
 
     The model (the LightningModule) says which sinks: it has `sink_ids` (list[int]), `tokenizer_fingerprint` (str) and
-    `trained_length` (int or None) from its construction on. Its Trainer needs `use_distributed_sampler: false` when
-    there are several processes, because the samples are shared out here, and `max_steps`, because they never end.
+    `trained_length` (int or None) from its construction on, and for `stream` also `tokenizer`. Its Trainer needs
+    `use_distributed_sampler: false` when there are several processes, because the samples are shared out here, and
+    `max_steps`, because they never end.
 
     Args:
         path: The folder that `sinktrain prepare` made.
         sequence_length: How many positions a training sample has, its sinks among them.
         batch_size: How many samples each process puts through the model at once.
+        global_batch_tokens: Positions of an optimizer step over all processes; the accumulation follows from it.
+            Leave it out to give trainer.accumulate_grad_batches instead.
+        packing: `chunk` cuts the whole text into samples; `document` fills each sample with whole documents that do
+            not see each other.
+        reserve_sinks: Positions kept for sinks in each sample (each document, with packing `document`); leave it out
+            for the model's own number. Models of several kinds see the same text, sample by sample, if it is the
+            same number for all.
+        sources: Instead of `path`, several prepared folders and their weights, the parts of all samples that they give.
+        stream: Instead of prepared text, a Hugging Face dataset read while training; `path` or `sources` then serve
+            validation alone, or none if left out.
         validation_batches: Validate on the first so many batches, the same text every time; leave it out for all.
+        check_files: Read all prepared files first and compare their checksums; their sizes are always compared.
         seed: Another seed gives another order of the training samples.
         num_workers: How many processes of each rank load samples; 0 loads them in the training process.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | None = None,
         sequence_length: int = 512,
         batch_size: int = 4,
+        global_batch_tokens: int | None = None,
+        packing: Packing = "chunk",
+        reserve_sinks: int | None = None,
+        sources: dict[str, float] | None = None,
+        stream: HubStream | None = None,
         validation_batches: int | None = None,
+        check_files: bool = False,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("validation_batches", 1 if validation_batches is None else validation_batches, 1),
-            ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise UserError(f"--data.{name} {value}: must be at least {least}.")
-        self.path, self.sequence_length, self.batch_size = Path(path), sequence_length, batch_size
+        at_least("--data.batch_size", batch_size, 1)
+        at_least("--data.seed", seed, 0)
+        at_least("--data.num_workers", num_workers, 0)
+        if validation_batches is not None:
+            at_least("--data.validation_batches", validation_batches, 1)
+        if packing not in get_args(Packing):
+            raise UserError(f"--data.packing {packing}: unknown; choose one of {', '.join(get_args(Packing))}.")
+        check_choice(path, sources, stream, packing, num_workers)
+        self.sequence_length, self.batch_size, self.packing = sequence_length, batch_size, packing
+        self.global_batch_tokens, self.reserve_sinks = global_batch_tokens, reserve_sinks
+        self.folders = {path: 1.0} if path is not None else dict(sources or {})
+        self.stream, self.check_files = stream, check_files
         self.validation_batches, self.seed, self.num_workers = validation_batches, seed, num_workers
-        self.sink_ids: list[int] = []
-        self._splits: dict[Split, ChunkedSamples] = {}
+        self._option = "--data.path" if path is not None else "--data.sources"
+        self._text: StreamedText | None = None
+        self._splits: dict[Split, list[Rows]] = {}
+        self._accumulation = 1  # what was derived
         self._step, self._used = 0, 0  # at this step of the optimizer, this many samples had been used
+        self._stream_state: dict[str, Any] | None = None
+        self._streamed: ResumableStream | None = None
 
     def setup(self, stage: str) -> None:
-        """Opens the text and checks that it fits the model.
+        """Opens the text, checks that it fits the model, and tells the Trainer how many micro-batches make a step.
 
         Raises:
-            UserError: not prepared text, another tokenizer's tokens, or a sequence length that the model or the text
-                cannot fill.
+            UserError: not prepared text, another tokenizer's tokens, a sequence length that the model or the text
+                cannot fill, or a global batch that the processes cannot share.
         """
         trainer = self._trainer()
         module: Any = trainer.lightning_module
-        self.sink_ids = list(module.sink_ids)
-        self._check_lengths(module.trained_length)
-        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError(
-                "--trainer.use_distributed_sampler true: would deal the samples out a second time; set it to false."
-            )
-        if trainer.limit_train_batches != 1.0:
-            raise UserError(
-                f"--trainer.limit_train_batches {trainer.limit_train_batches}: would train on the same batches again "
-                "and again, since the order of samples never ends; set --trainer.max_steps instead."
-            )
-        text = PreparedText(self.path)
-        text.check_tokenizer(module.tokenizer_fingerprint)
-        wanted: list[Split] = [] if stage != "fit" else ["train"]
+        sinks = tuple(module.sink_ids)
+        reserve = len(sinks) if self.reserve_sinks is None else self.reserve_sinks
+        self._layout = Layout(self.packing, self.sequence_length, sinks, reserve)
+        check_layout(self._layout, module.trained_length)
+        check_trainer(trainer)
+        self._set_accumulation(trainer)
+        texts = open_texts(self.folders, self._option, module.tokenizer_fingerprint, self.check_files)
+        wanted: list[Split] = [] if stage != "fit" or self.stream else ["train"]
         if trainer.limit_val_batches != 0:
             wanted.append("validation")
-        self._splits = {split: self._samples(text, split) for split in wanted}
+        self._splits = {split: [self._rows(text, split) for text in texts] for split in wanted}
+        if "train" in self._splits:
+            needed = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            check_batch(sum(map(len, self._splits["train"])), needed, f"{self._option} {', '.join(self.folders)}")
+        if not self.folders:
+            trainer.limit_val_batches = 0
+        if stage == "fit" and self.stream is not None:
+            self._text = StreamedText(self.stream, module.tokenizer, self.seed)
 
-    def _check_lengths(self, trained: int | None) -> None:
-        length, sinks = self.sequence_length, len(self.sink_ids)
-        if length < sinks + 2:
-            raise UserError(f"--data.sequence_length {length}: must be at least {sinks + 2}, {sinks} of it for sinks.")
-        if trained is not None and length > trained:
+    def _set_accumulation(self, trainer: L.Trainer) -> None:
+        if self.global_batch_tokens is None:
+            return
+        given = trainer.accumulate_grad_batches
+        if given not in (1, self._accumulation):
             raise UserError(
-                f"--data.sequence_length {length}: is above the {trained} positions that the model was trained for; "
-                f"use {trained} or less."
+                f"--trainer.accumulate_grad_batches {given}: follows from --data.global_batch_tokens "
+                f"{self.global_batch_tokens}; give one of the two."
             )
+        self._accumulation = accumulation(
+            self.global_batch_tokens, self.sequence_length, self.batch_size, trainer.world_size
+        )
+        trainer.accumulate_grad_batches = self._accumulation
 
-    def _samples(self, text: PreparedText, split: Split) -> ChunkedSamples:
-        tokens = text.tokens(split)
-        samples = ChunkedSamples(tokens, self.sequence_length, len(self.sink_ids))
-        if not len(samples):
+    def _rows(self, text: PreparedText, split: Split) -> Rows:
+        rows = self._layout.rows(text, split)
+        if not len(rows):
             raise UserError(
-                f"--data.path {self.path}: its {split} text has {len(tokens)} tokens, a document shorter than a "
-                f"sample of {samples.text_length}; prepare more text, or lower --data.sequence_length."
+                f"{self._option} {text.folder}: its {split} text has {len(text.tokens(split))} tokens, fewer than a "
+                f"sample of {self._layout.text_length}; prepare more text, or lower --data.sequence_length."
             )
-        return samples
+        return rows
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Endless batches of `input_ids` and `labels` (batch_size, sequence_length), from the trainer's step on."""
+    def train_dataloader(self) -> Iterable[dict[str, Tensor]]:
+        """Endless batches, from the trainer's step on."""
+        _align_batch_count(self._trainer())
+        if self._text is not None:
+            batches = StreamedBatches(
+                self._text, self._layout.text_length, self._layout.sinks, self._share(), self._stream_state
+            )
+            self._streamed = ResumableStream(batches, self.samples_used, self.num_workers)
+            return self._streamed
+        rows = self._splits["train"]
+        order = Mixture([len(each) for each in rows], list(self.folders.values()), self.seed)
+        return self._loader(rows, OrderedBatches(order, self._share()))
+
+    def _share(self) -> Share:
         trainer = self._trainer()
-        samples = self._splits["train"]
-        sampler = OrderedSampler(len(samples), self.seed, self.samples_used(), trainer.global_rank, trainer.world_size)
-        return self._loader(samples, sampler)
+        return Share(self.batch_size, self.samples_used(), trainer.global_rank, trainer.world_size)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
+    def val_dataloader(self) -> Iterable[dict[str, Tensor]]:
         """The validation text in order, or its first `validation_batches` batches, shared out over the ranks."""
-        trainer = self._trainer()
-        samples = self._splits["validation"]
-        most = len(samples) if self.validation_batches is None else self.validation_batches * self.batch_size
-        # Every rank gets equally many: with sharded weights, a rank that has one batch more would wait for ever.
-        each = min(most, len(samples)) // trainer.world_size
-        if each == 0:
+        rows = self._splits["validation"]
+        sizes, share = [len(each) for each in rows], self._share()
+        most = None if self.validation_batches is None else self.validation_batches * self.batch_size
+        picks = in_order(sizes, share, most)
+        if not picks:
             raise UserError(
-                f"--data.path {self.path}: its validation text has {len(samples)} samples of --data.sequence_length "
-                f"{self.sequence_length} for {trainer.world_size} processes; prepare it with more "
-                "--validation_fraction, or lower the sequence length."
+                f"{self._option} {', '.join(self.folders)}: its validation text has {sum(sizes)} samples of "
+                f"--data.sequence_length {self.sequence_length} for {share.world_size} processes; prepare it with "
+                "more --validation_fraction, or lower the sequence length."
             )
-        mine = range(trainer.global_rank, each * trainer.world_size, trainer.world_size)
-        return self._loader(Subset(samples, mine), None)
+        return self._loader(rows, picks)
 
     def samples_used(self) -> int:
         """How many training samples all ranks together have used: where a resumed run goes on.
@@ -137,29 +182,43 @@ class SinkDataModule(L.LightningDataModule):
         per_step = trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
         return self._used + (trainer.global_step - self._step) * per_step
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """For the checkpoint. Samples stand beside steps, for a run that goes on with other ranks or batches."""
-        return {"step": self._trainer().global_step, "samples": self.samples_used()}
+        state: dict[str, Any] = {"step": self._trainer().global_step, "samples": self.samples_used()}
+        if self._streamed is not None:
+            state["stream"] = self._streamed.state(state["samples"])
+        return state
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self._step, self._used = state_dict["step"], state_dict["samples"]
+        self._stream_state = state_dict.get("stream")
 
-    def _loader(self, samples: torch.utils.data.Dataset[Tensor], sampler: Sampler[int] | None) -> DataLoader[Tensor]:
+    def _loader(self, rows: list[Rows], picks: Any) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(
-            samples,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=sampler is not None,
+            Batches(rows),
+            sampler=picks,
+            batch_size=None,  # an index is a whole batch already
             num_workers=self.num_workers,
             # A forked worker shares the map of the tokens; any other kind would be sent a copy of the whole text.
             multiprocessing_context="fork" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=partial(collate, sink_ids=self.sink_ids),
         )
 
     def _trainer(self) -> L.Trainer:
         if self.trainer is None:
             raise RuntimeError("SinkDataModule serves a Trainer; give it to `Trainer.fit(module, datamodule)`")
         return self.trainer
+
+
+def _align_batch_count(trainer: L.Trainer) -> None:
+    """Lets a resumed run begin with the first micro-batch of a step.
+
+    Lightning takes a step when its count of batches is a multiple of the accumulation. In a run that goes on from
+    inside a step, or with another accumulation than before, the restored count would end the first step early.
+    """
+    count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    behind = count.processed - count.completed  # 1 in what a callback saved at the end of a batch
+    count.ready = count.started = count.processed = trainer.global_step * trainer.accumulate_grad_batches
+    count.completed = count.processed - behind

@@ -7,24 +7,22 @@ Sinks are not stored: they are put in front when a batch is made, so the same fo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sinktrain import __version__
 from sinktrain.base.errors import UserError
-from sinktrain.base.folders import new_folder
+from sinktrain.base.folders import kept_folder
 from sinktrain.base.terminal import say
 from sinktrain.data.prepared import MANIFEST, SCHEMA, SPLITS, sha256
-from sinktrain.data.sources import documents
-from sinktrain.data.splitting import cut_tail, deal, held_out, tokenize
+from sinktrain.data.sources import documents, is_on_hub, local_files, standard_library_files
+from sinktrain.data.splitting import describe
+from sinktrain.data.texts import Texts
 from sinktrain.data.tokenizers import train_bpe
+from sinktrain.data.work import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,13 +60,15 @@ def prepare(
         validation_fraction: The part of the documents that is held out for validation, between 0 and 1.
         seed: Another seed holds out other documents.
         max_documents: Stop after this many documents.
-        overwrite: Replace an existing folder, once the new one is complete.
+        overwrite: Replace an existing folder, once the new one is complete, and what a run with other settings
+            left unfinished.
 
     Returns:
-        The folder.
+        The folder. A run that was stopped leaves its work beside it, and the same command goes on from there.
 
     Raises:
-        UserError: an option is out of range, the source has no text, or the folder exists.
+        UserError: an option is out of range, the source has no text or is not what it was when the run that was
+            stopped read it, or the folder exists, is being made by another process, or was begun with other settings.
     """
     _check(tokenizer, train_tokenizer, validation_fraction, max_documents)
     settings = {
@@ -81,11 +81,18 @@ def prepare(
         "seed": seed,
         "max_documents": max_documents,
     }
-    texts = _Texts(lambda: documents(source, field, split, subset, streaming), source, max_documents)
+    texts = Texts(
+        lambda start: documents(source, field, split, subset, streaming, start),
+        source,
+        max_documents,
+        jumps=is_on_hub(source),
+    )
     out = Path(out)
-    with new_folder(out, "--out", overwrite=overwrite) as draft:
-        made = _tokenizer(draft, texts, tokenizer, train_tokenizer)
-        manifest = _write(draft, texts, settings, made, tokenizer or "tokenizer")
+    with kept_folder(out, "--out", overwrite=overwrite) as draft:
+        work = Work(draft, out, _decisive(settings, tokenizer, train_tokenizer))
+        made = work.take_up(lambda: _tokenizer(texts, tokenizer, train_tokenizer), overwrite)
+        work.tokenize(texts, made, validation_fraction, seed, max_documents)
+        manifest = _describe(draft.result, work, settings, made, tokenizer or "tokenizer")
     _tell(out, manifest)
     return out
 
@@ -105,67 +112,37 @@ def _check(
         raise UserError(f"--max_documents {max_documents}: must be at least 1; leave it out for all documents.")
 
 
-class _Texts:
-    """The documents of a source that are not empty; it can be read more than once.
+def _decisive(settings: dict[str, Any], tokenizer: str | None, train_tokenizer: int | None) -> dict[str, Any]:
+    """Everything that decides what is written: a run that was stopped goes on only if all of it is the same."""
+    import tokenizers
 
-    Attributes:
-        empty: how many documents of the last reading were skipped because they hold white space at most.
-    """
-
-    def __init__(self, read: Callable[[], Iterator[str]], source: str, most: int | None) -> None:
-        self.source, self.most, self.empty = source, most, 0
-        self._read = read
-
-    def __iter__(self) -> Iterator[str]:
-        self.empty = 0
-        found = 0
-        for text in self._read():
-            if not text.strip():
-                self.empty += 1
-                continue
-            found += 1
-            yield text
-            if found == self.most:
-                return
-        if not found:
-            raise UserError(f"--source {self.source}: holds no text; name a source with some.")
+    source = settings["name"]
+    files = standard_library_files() if source == "stdlib" else local_files(source)
+    sizes = [(str(path), path.stat().st_size) for path in files or []]
+    return {
+        **{"source" if key == "name" else key: value for key, value in settings.items() if key != "streaming"},
+        "tokenizer": tokenizer,
+        "train_tokenizer": train_tokenizer,
+        "files of the source": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
+        "version of the draft": SCHEMA,
+        "version of tokenizers": tokenizers.__version__,
+    }
 
 
-def _tokenizer(draft: Path, texts: _Texts, name: str | None, vocabulary: int | None) -> PreTrainedTokenizerBase:
-    if vocabulary is None:
-        from sinktrain.base.models import load_tokenizer
+def _tokenizer(texts: Texts, name: str | None, vocabulary: int | None) -> PreTrainedTokenizerBase:
+    if vocabulary is not None:
+        return train_bpe(texts, vocabulary)
+    from sinktrain.base.models import load_tokenizer
 
-        return load_tokenizer(name or "", option="--tokenizer")
-    made = train_bpe(texts, vocabulary)
-    made.save_pretrained(draft / "tokenizer")
-    return made
+    return load_tokenizer(name or "", option="--tokenizer")
 
 
-def _write(
-    draft: Path, texts: _Texts, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, name: str
+def _describe(
+    folder: Path, work: Work, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, name: str
 ) -> dict[str, Any]:
-    """Writes everything into the draft, the manifest last, and returns the manifest."""
-    from sinktrain.base.models import fingerprint
-
-    vocabulary = max(tokenizer.get_vocab().values()) + 1
-    dtype = np.dtype("<u2" if vocabulary < 2**16 else "<u4")
-    fraction, seed = settings["validation_fraction"], settings["seed"]
-    reading = iter(texts)
-    head = list(islice(reading, 2))
-    alone = len(head) == 1
-    if alone:
-        head = _in_two(head[0], fraction, settings["name"])
-    scratch = draft / "all.bin"
-    records = tokenize(chain(head, reading), tokenizer, scratch, dtype, seed, texts.most)
-    validation = np.array([False, True]) if alone else held_out(records["hash"], fraction)
-    if validation.all() or not validation.any():
-        raise UserError(
-            f"--source {settings['name']}: all of its {len(records)} documents are the same text, so none can be held "
-            "out; name a source with different documents."
-        )
-    deal(scratch, dtype, records, validation)
-    scratch.unlink()
-    files = sorted(path for path in draft.rglob("*") if path.is_file())
+    """Writes where documents start, then the manifest, and returns it."""
+    splits = describe(folder, work.records)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest = {
         "schema": SCHEMA,
         "sinktrain": __version__,
@@ -173,33 +150,21 @@ def _write(
         "source": settings,
         "tokenizer": {
             "name": name,
-            "fingerprint": fingerprint(tokenizer),
-            "vocabulary": vocabulary,
+            "fingerprint": work.fingerprint,
+            "vocabulary": work.vocabulary,
             "eos_id": tokenizer.eos_token_id,
         },
-        "dtype": dtype.str,
-        "held_out": "tail of the only document" if alone else "documents",
-        "empty_documents": texts.empty,
-        "splits": {
-            split: _counts(records[chosen]) for split, chosen in zip(SPLITS, (~validation, validation), strict=True)
-        },
+        "dtype": work.dtype.str,
+        "held_out": "tail of the only document" if work.done.alone else "documents",
+        "empty_documents": work.done.empty,
+        "splits": splits,
         "files": {
-            path.relative_to(draft).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in files
         },
     }
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
-
-
-def _in_two(text: str, fraction: float, source: str) -> list[str]:
-    if len(text) < 2:
-        raise UserError(f"--source {source}: holds a single character; name a source with more text.")
-    return list(cut_tail(text, fraction))
-
-
-def _counts(records: NDArray[np.void]) -> dict[str, int]:
-    sums = {key: int(records[key].sum()) for key in ("tokens", "characters", "bytes")}
-    return {"documents": len(records), **sums}
 
 
 def _tell(out: Path, manifest: dict[str, Any]) -> None:

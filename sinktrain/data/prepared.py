@@ -40,18 +40,17 @@ class PreparedText:
         self._name = f"{option} {folder}"
         self.manifest = self._read_manifest()
         for name, expected in self.manifest["files"].items():
-            path = self.folder / name
-            if not path.is_file():
-                raise UserError(f"{self._name}: its {name} is missing; {_AGAIN}.")
-            if path.stat().st_size != expected["bytes"]:
-                sizes = f"has {path.stat().st_size:,} bytes where the manifest says {expected['bytes']:,}"
-                raise UserError(f"{self._name}: its {name} {sizes}; {_AGAIN}.")
+            self._check_size(name, expected["bytes"])
+        for split in SPLITS:
+            self._check_size(f"{split}.bin", self.manifest["splits"][split]["tokens"] * self.dtype.itemsize)
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             schema = manifest["schema"]
+            if schema == SCHEMA:
+                _check_entries(manifest)
         except OSError as error:
             raise UserError(f"{self._name}: is not prepared text; run `sinktrain prepare` to make it.") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -59,6 +58,14 @@ class PreparedText:
         if schema != SCHEMA:
             raise UserError(f"{self._name}: has version {schema}, and this sinktrain reads version {SCHEMA}; {_AGAIN}.")
         return dict(manifest)
+
+    def _check_size(self, name: str, expected: int) -> None:
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(f"{self._name}: its {name} is missing; {_AGAIN}.")
+        if path.stat().st_size != expected:
+            sizes = f"has {path.stat().st_size:,} bytes where the manifest says {expected:,}"
+            raise UserError(f"{self._name}: its {name} {sizes}; {_AGAIN}.")
 
     @property
     def dtype(self) -> np.dtype[Tokens]:
@@ -104,6 +111,17 @@ class PreparedText:
                 "run `sinktrain prepare` with the model's tokenizer, or name this one with --model.tokenizer "
                 f"{self.tokenizer}."
             )
+
+
+def _check_entries(manifest: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError for a manifest without what training reads from it."""
+    np.dtype(manifest["dtype"])
+    for key in ("name", "fingerprint"):
+        str(manifest["tokenizer"][key])
+    for split in SPLITS:
+        int(manifest["splits"][split]["tokens"])
+        for name in (f"{split}.bin", f"{split}.documents.npy"):
+            int(manifest["files"][name]["bytes"])
 
 
 def open_tokens(path: Path, dtype: np.dtype[Tokens]) -> NDArray[Tokens]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from sinktrain.base.errors import UserError
@@ -15,7 +16,12 @@ _NEEDED = "name a .txt, .jsonl, .json or .parquet file (.gz and .zst are read to
 
 
 def documents(
-    source: str, field: str = "text", split: str = "train", subset: str | None = None, streaming: bool = False
+    source: str,
+    field: str = "text",
+    split: str = "train",
+    subset: str | None = None,
+    streaming: bool = False,
+    start: int = 0,
 ) -> Iterator[str]:
     """The documents of `source`, in a fixed order, one at a time.
 
@@ -25,16 +31,26 @@ def documents(
         split: of a Hugging Face dataset.
         subset: of a Hugging Face dataset.
         streaming: read a Hugging Face dataset over the network instead of downloading it first.
+        start: how many documents are left out at the beginning; a Hugging Face dataset skips them without reading.
 
     Raises:
         UserError: nothing of that name, an empty file, text that is not UTF-8, a missing field, an unreachable hub.
     """
     if source == "stdlib":
-        return _standard_library()
+        return islice(_standard_library(), start, None)
     files = local_files(source)
     if files is None:
-        return read_hub(source, field, split, subset, streaming)
-    return (text for path in files for text in read_file(path, field))
+        return read_hub(source, field, split, subset, streaming, start)
+    return islice((text for path in files for text in read_file(path, field)), start, None)
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether `source` can only be the name of a Hugging Face dataset.
+
+    Raises:
+        UserError: as `documents`.
+    """
+    return source != "stdlib" and local_files(source) is None
 
 
 def local_files(source: str) -> list[Path] | None:

@@ -13,62 +13,56 @@ from numpy.typing import NDArray
 
 from sinktrain.base.terminal import progress
 from sinktrain.data.prepared import SPLITS, Tokens, open_tokens
+from sinktrain.data.shards import Entry, Shards, records
 from sinktrain.data.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What is remembered of each document: 32 bytes, whatever its length.
-RECORD = np.dtype([("hash", "u8"), ("tokens", "i8"), ("characters", "i8"), ("bytes", "i8")])
+_TOLD = 64  # documents after which the progress bar moves: drawing it costs as much as a short document
 
 
 def tokenize(
-    texts: Iterable[str],
+    texts: Iterable[tuple[str, Entry]],
     tokenizer: PreTrainedTokenizerBase,
-    path: Path,
+    shards: Shards,
     dtype: np.dtype[Tokens],
-    seed: int,
     total: int | None = None,
-) -> NDArray[np.void]:
-    """Writes the tokens of all texts to one file, each text followed by the tokenizer's end of text, if it has one.
+) -> None:
+    """Writes the tokens of all texts, each text followed by the tokenizer's end of text, if it has one.
 
     Args:
-        texts: the documents.
+        texts: the documents that are not in `shards` yet.
         tokenizer: fast or slow; no special tokens are added but the end of text.
-        path: the file, written as the tokens come.
-        dtype: of a token in the file.
-        seed: of the documents' hashes.
+        shards: takes the tokens as they come.
+        dtype: of a token in the files.
         total: the number of documents for the progress bar, if it is known.
-
-    Returns:
-        An array of `RECORD`, one entry per document.
     """
-    records: list[tuple[int, int, int, int]] = []
-    begun: deque[tuple[int, int, int]] = deque()  # documents that `encode` has taken and not given back yet
+    begun: deque[Entry] = deque()  # documents that `encode` has taken and not given back yet
 
     def noted() -> Iterator[str]:
-        for text in texts:
-            begun.append((document_hash(text, seed), len(text), len(text.encode())))
+        for text, entry in texts:
+            begun.append(entry)
             yield text
 
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    length = 0
-    with path.open("wb") as file, progress("tokenizing documents", total) as advance:
-        for ids, is_last in encode(tokenizer, noted()):
-            piece = np.asarray(ids + end if is_last else ids, dtype=dtype)
-            piece.tofile(file)
-            length += len(piece)
+    end = np.array([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id], dtype=dtype)
+    ended = 0
+    with progress("tokenizing documents", total) as advance:
+        advance(sum(shards.done.documents))
+        for ids, is_last in encode(tokenizer, noted(), dtype):
+            shards.write(ids, begun[0])
             if is_last:
-                key, characters, size = begun.popleft()
-                records.append((key, length, characters, size))
-                length = 0
-                advance(1)
-    return np.array(records, dtype=RECORD)
+                shards.write(end, begun[0])
+                shards.close_document(begun.popleft())
+                ended += 1
+                if ended % _TOLD == 0:
+                    advance(_TOLD)
 
 
-def document_hash(text: str, seed: int) -> int:
+def document_hash(text: str | bytes, seed: int) -> int:
     """64 bits of a keyed hash: the same for the same text, wherever it stands; others with another seed."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()[:64]).digest(), "big")
+    data = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=str(seed).encode()[:64]).digest(), "big")
 
 
 def held_out(hashes: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
@@ -99,21 +93,72 @@ def cut_tail(text: str, fraction: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def deal(path: Path, dtype: np.dtype[Tokens], records: NDArray[np.void], validation: NDArray[np.bool_]) -> None:
-    """Copies each document's tokens from the file of all to its split's file, and writes where documents start.
+def is_held_out(key: int, fraction: float) -> bool:
+    """Whether the document of this hash is for validation, as `held_out` says of many at once."""
+    return key < int(fraction * 2**64)
+
+
+def deal(folder: Path, notes: Path, dtype: np.dtype[Tokens], fraction: float) -> bool:
+    """Deals the documents again where all of them are on one side: a few documents, or copies of a few.
 
     Args:
-        path: the file that `tokenize` wrote; `train.bin`, `train.documents.npy` and so on are put beside it.
-        dtype: of its tokens.
-        records: (documents,) what `tokenize` returned.
-        validation: (documents,) what `held_out` returned.
+        folder: of `train.bin` and `validation.bin`, one of which is empty.
+        notes: the file of records, which is written anew.
+        dtype: of a token.
+        fraction: of the documents, for validation.
+
+    Returns:
+        False if all documents are the same text, so that no document can be held out; nothing is changed then.
     """
-    tokens = open_tokens(path, dtype)
-    ends = np.cumsum(records["tokens"])
-    starts = ends - records["tokens"]
+    found = np.concatenate(list(records(notes)))
+    validation = held_out(found["hash"], fraction)
+    if validation.all() or not validation.any():
+        return False
+    whole = folder / "all.bin"
+    (folder / f"{SPLITS[int(found['validation'][0])]}.bin").replace(whole)
+    tokens = open_tokens(whole, dtype)
+    ends = np.cumsum(found["tokens"])
+    starts = ends - found["tokens"]
     for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
-        with (path.parent / f"{split}.bin").open("wb") as file:
+        with (folder / f"{split}.bin").open("wb") as file:
             for number in np.flatnonzero(chosen):
                 tokens[starts[number] : ends[number]].tofile(file)
-        lengths = records["tokens"][chosen]
-        np.save(path.parent / f"{split}.documents.npy", (np.cumsum(lengths) - lengths).astype(np.int64))
+    found["validation"] = validation
+    found.tofile(notes)
+    whole.unlink()
+    return True
+
+
+def describe(folder: Path, notes: Path) -> dict[str, dict[str, int]]:
+    """Writes where the documents of each split start, `train.documents.npy` and so on, and counts what there is.
+
+    Args:
+        folder: takes the files.
+        notes: the file of records.
+
+    Returns:
+        For each split the number of documents, tokens, characters and bytes.
+    """
+    counts = {split: dict.fromkeys(("documents", "tokens", "characters", "bytes"), 0) for split in SPLITS}
+    for block in records(notes):
+        for side, split in enumerate(SPLITS):
+            mine = block[block["validation"] == side]
+            counts[split]["documents"] += len(mine)
+            for key in ("tokens", "characters", "bytes"):
+                counts[split][key] += int(mine[key].sum())
+    for side, split in enumerate(SPLITS):
+        lengths = (block["tokens"][block["validation"] == side] for block in records(notes))
+        _write_starts(folder / f"{split}.documents.npy", lengths, counts[split]["documents"])
+    return counts
+
+
+def _write_starts(path: Path, lengths: Iterable[NDArray[np.int64]], documents: int) -> None:
+    """What `np.save` writes of an array (documents,) int64, without holding it."""
+    header = {"descr": "<i8", "fortran_order": False, "shape": (documents,)}
+    start = 0
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in lengths:
+            ends = start + np.cumsum(block)
+            (ends - block).astype("<i8").tofile(file)
+            start = int(ends[-1]) if len(ends) else start

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
+from sinktrain.data.prepared import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SpellOne: TypeAlias = Callable[[str], NDArray[Tokens]]
+SpellMany: TypeAlias = Callable[[list[str]], list[NDArray[Tokens]]]
+
 END_OF_TEXT = "<|endoftext|>"
-_BATCH = 2**21  # characters that are encoded at once: under 200 MB while they are tokens
-_PIECE = 2**17  # characters of one long text that a thread encodes at once
+_BATCH = 2**20  # characters that are encoded at once, on a machine of up to 16 cores
+_PIECE = 2**15  # characters of one long text that a thread encodes at once
+_RUNNING = 2  # batches being encoded: the cores that one leaves idle at its end work on the other
+_CONTEXT = 64  # characters on either side of a cut that show whether it changes a token
 _LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
 
 
@@ -50,58 +62,116 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[tuple[list[int], bool]]:
-    """Yields the token ids of each text, a long text in several pieces, with True at the last piece of each.
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], dtype: np.dtype[Tokens]
+) -> Iterator[tuple[NDArray[Tokens], bool]]:
+    """Yields the tokens of each text, a long text in several pieces, with True at the last piece of each.
 
-    No special tokens are added. Batches are of a bounded size, and the tokenizer's own threads share each of them.
+    No special tokens are added. All cores encode while the caller reads and writes: the tokenizer's own threads share
+    each batch, and the next batches wait already. Batches are of a bounded size and few, so memory stays flat. A slow
+    tokenizer, which is written in Python, runs in the caller's thread.
+
+    Args:
+        tokenizer: fast or slow.
+        texts: are taken a few batches ahead of what is yielded.
+        dtype: of the arrays.
     """
-    cut = _cuts_at_lines(tokenizer)
+    spell_one, spell, is_parallel = _spellers(tokenizer, dtype)
+    batches = _batches(texts, spell_one)
+    if not is_parallel:
+        for batch, ends in batches:
+            yield from zip(spell(batch), ends, strict=True)
+        return
+    waiting: deque[tuple[Future[list[NDArray[Tokens]]], list[bool]]] = deque()
+    with ThreadPoolExecutor(_RUNNING, "encode") as pool:
+        for batch, ends in batches:
+            waiting.append((pool.submit(spell, batch), ends))
+            if len(waiting) > _RUNNING:
+                encoded, its_ends = waiting.popleft()
+                yield from zip(encoded.result(), its_ends, strict=True)
+        for encoded, its_ends in waiting:
+            yield from zip(encoded.result(), its_ends, strict=True)
+
+
+def _batches(texts: Iterable[str], spell: SpellOne) -> Iterator[tuple[list[str], list[bool]]]:
+    """Pieces of texts in batches, and for each piece whether it is its text's last."""
+    cuts = _cuts_at_lines(spell)
+    most = max(_BATCH, 2 * _PIECE * (os.cpu_count() or 1))
     batch: list[str] = []
     ends: list[bool] = []
     size = 0
     for text in texts:
-        pieces = list(cut_at_lines(text, _PIECE)) if cut else [text]
+        pieces = list(cut_at_lines(text, _PIECE, spell)) if cuts else [text]
         for number, piece in enumerate(pieces, start=1):
             batch.append(piece)
             ends.append(number == len(pieces))
             size += len(piece)
-            if size >= _BATCH:
-                yield from zip(_encode_batch(tokenizer, batch), ends, strict=True)
+            if size >= most:
+                yield batch, ends
                 batch, ends, size = [], [], 0
     if batch:
-        yield from zip(_encode_batch(tokenizer, batch), ends, strict=True)
+        yield batch, ends
 
 
-def cut_at_lines(text: str, size: int) -> Iterator[str]:
+def cut_at_lines(text: str, size: int, spell: SpellOne | None = None) -> Iterator[str]:
     """Cuts a text into pieces of about `size` characters, where a line without white space around its end begins.
 
     A piece is longer when no such place is found. A file of many gigabytes is thus tokenized in little memory.
+
+    Args:
+        text: of any length.
+        size: of a piece, in characters.
+        spell: gives the tokens of a text; a place where they would change is no place to cut. (The tokenizer of
+            gpt-oss, for example, has a token for a full stop, a line's end and a slash.)
     """
     start = 0
     while len(text) - start > size:
-        found = _LINE_START.search(text, start + size)
-        if found is None:
+        places = (found.start() for found in _LINE_START.finditer(text, start + size))
+        place = next((place for place in places if spell is None or _changes_nothing(text, place, spell)), None)
+        if place is None:
             break
-        yield text[start : found.start()]
-        start = found.start()
+        yield text[start:place]
+        start = place
     yield text[start:]
 
 
-def _cuts_at_lines(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _changes_nothing(text: str, place: int, spell: SpellOne) -> bool:
+    before, after = text[max(place - _CONTEXT, 0) : place], text[place : place + _CONTEXT]
+    first, second, both = (spell(part) for part in (before, after, before + after))
+    return np.array_equal(np.concatenate([first, second]), both)
+
+
+def _cuts_at_lines(spell: SpellOne) -> bool:
     """Whether a text cut between lines has the same tokens: not for one that puts a space in front of every text."""
-    first, second, both = _encode_batch(tokenizer, ["One line,\n", "x = 2\n", "One line,\nx = 2\n"])
-    return first + second == both
+    return _changes_nothing("One line,\nx = 2\n", len("One line,\n"), spell)
 
 
-def _encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # a document longer than the model is no mistake here
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+def _spellers(tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Tokens]) -> tuple[SpellOne, SpellMany, bool]:
+    """What gives the tokens of one text and of many, and whether it uses all cores, beside the caller's thread."""
+    from transformers import PreTrainedTokenizerFast
+
+    def slow(texts: list[str]) -> list[NDArray[Tokens]]:
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # a document longer than the model is no mistake here
+        )
+        return [np.array(ids, dtype=dtype) for ids in encoded["input_ids"]]
+
+    slow(["text"])  # this also switches the backend's own padding and truncation off
+    if getattr(type(tokenizer), "_encode_plus", None) is not PreTrainedTokenizerFast._encode_plus:
+        return (lambda text: slow([text])[0]), slow, False  # it does something of its own around the backend, if any
+    backend = tokenizer.backend_tokenizer
+
+    def one(text: str) -> NDArray[Tokens]:  # unlike a batch of one, this waits for no thread of the pool
+        return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=dtype)
+
+    def many(texts: list[str]) -> list[NDArray[Tokens]]:
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.fromiter(found.ids, dtype, len(found)) for found in encoded]
+
+    return one, many, True

@@ -184,7 +184,8 @@ def test_stopped_in_the_middle(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """Nothing new is left, and what was there before is as it was."""
-    out = prepare(write(tmp_path / "a.jsonl", TEXTS), tmp_path / "parent" / "out", tokenizer)
+    source = write(tmp_path / "a.jsonl", TEXTS)
+    out = prepare(source, tmp_path / "parent" / "out", tokenizer)
     before = {path: path.read_bytes() for path in out.rglob("*")}
 
     def breaks(*_: Any) -> Iterator[str]:
@@ -194,7 +195,7 @@ def test_stopped_in_the_middle(
     monkeypatch.setattr(verb, "documents", breaks)
     for name in ("out", "other"):
         with pytest.raises(error):
-            prepare("a.jsonl", tmp_path / "parent" / name, tokenizer, overwrite=True)
+            prepare(source, tmp_path / "parent" / name, tokenizer, overwrite=True)
     assert list((tmp_path / "parent").iterdir()) == [out]
     assert {path: path.read_bytes() for path in out.rglob("*")} == before
 

@@ -1,4 +1,4 @@
-"""Samples, their endless order, and the sink in front of every row."""
+"""Batches, and which of them a process takes."""
 
 from __future__ import annotations
 
@@ -10,88 +10,86 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinktrain.data.samples import ChunkedSamples, OrderedSampler, collate
+from sinktrain.data.mixture import Mixture
+from sinktrain.data.packing import Chunks
+from sinktrain.data.samples import Batches, OrderedBatches, Pick, Share, in_order
 
 
-@given(st.integers(0, 200), st.integers(1, 20), st.integers(0, 4))
-def test_chunks_are_the_text(tokens: int, text_length: int, sinks: int) -> None:
-    text = np.arange(tokens, dtype=np.uint16)
-    samples = ChunkedSamples(text, text_length + sinks, sinks)
-    assert len(samples) == tokens // text_length
-    chunks = [samples[i] for i in range(len(samples))]
-    assert all(chunk.dtype == torch.int64 and chunk.shape == (text_length,) for chunk in chunks)
-    assert [int(t) for chunk in chunks for t in chunk] == list(range(len(samples) * text_length))
-    for outside in (-1, len(samples)):
-        with pytest.raises(IndexError):
-            samples[outside]
-
-
-def test_tokens_above_the_signed_range() -> None:
-    assert ChunkedSamples(np.array([65_535, 40_000], dtype=np.uint16), 2, 0)[0].tolist() == [65_535, 40_000]
-
-
-def test_no_room_for_text() -> None:
-    with pytest.raises(ValueError, match="no room"):
-        ChunkedSamples(np.arange(9, dtype=np.uint16), 2, 2)
+def sources(sizes: list[int], sinks: list[int]) -> list[Chunks]:
+    """Sources whose samples are 1000 * source + 3 * number + 0, 1, 2."""
+    return [Chunks(1000 * number + np.arange(3 * size, dtype=np.uint16), 3, sinks) for number, size in enumerate(sizes)]
 
 
 @given(
-    st.integers(1, 50), st.integers(0, 9), st.integers(0, 500), st.sampled_from([1, 2, 4]), st.integers(1, 4)
+    st.lists(st.integers(1, 50), min_size=1, max_size=3), st.integers(0, 9), st.integers(0, 500),
+    st.sampled_from([1, 2, 3, 4]), st.integers(1, 4),
 )  # fmt: skip
-def test_order_is_the_same_for_any_ranks_and_start(n: int, seed: int, start: int, ranks: int, batch: int) -> None:
+def test_order_is_the_same_for_any_ranks_and_start(
+    sizes: list[int], seed: int, start: int, ranks: int, batch: int
+) -> None:
     """The reference is the run from its beginning on one rank; whatever step it is taken up at, its tail follows."""
     steps = 5
-    whole = list(islice(OrderedSampler(n, seed), start + steps * ranks * batch))
-    each = [list(islice(OrderedSampler(n, seed, start, rank, ranks), steps * batch)) for rank in range(ranks)]
+    order = Mixture(sizes, [1.0] * len(sizes), seed)
+    whole = list(islice(OrderedBatches(order, Share(1)), start + steps * ranks * batch))
+    each = [list(islice(OrderedBatches(order, Share(batch, start, rank, ranks)), steps)) for rank in range(ranks)]
     for step in range(steps):
-        used = sorted(s for mine in each for s in mine[step * batch : (step + 1) * batch])
+        used = sorted(s for mine in each for s in zip(*(part.tolist() for part in mine[step]), strict=True))
         first = start + step * ranks * batch
-        assert used == sorted(whole[first : first + ranks * batch])
+        assert used == [tuple(int(part[0]) for part in pick) for pick in whole[first : first + ranks * batch]]
     for rank, mine in enumerate(each):
-        assert mine == [sample for s, sample in enumerate(whole) if s >= start and s % ranks == rank]
+        numbers = np.concatenate([pick.samples for pick in mine])
+        assert (numbers % ranks == rank).all() and (np.diff(numbers) == ranks).all()
 
 
-@given(st.integers(1, 50), st.integers(0, 9))
-def test_every_epoch_holds_every_sample_once(n: int, seed: int) -> None:
-    order = list(islice(OrderedSampler(n, seed), 3 * n))
-    for epoch in range(3):
-        assert sorted(order[epoch * n : (epoch + 1) * n]) == list(range(n))
+def test_order_goes_on_behind_what_is_looked_up_at_once() -> None:
+    picks = list(islice(OrderedBatches(Mixture([7]), Share(100)), 25))
+    assert np.concatenate([pick.samples for pick in picks]).tolist() == list(range(2500))
+    rows = np.concatenate([pick.rows for pick in picks])
+    assert all(sorted(rows[i : i + 7].tolist()) == list(range(7)) for i in range(0, 2450, 7))
 
 
-def test_epochs_and_seeds_differ() -> None:
-    order = list(islice(OrderedSampler(100, 0), 200))
-    assert order[:100] != order[100:]
-    assert order[:100] != list(islice(OrderedSampler(100, 1), 100))
-    assert order[:100] != sorted(order[:100])
-
-
-def test_sampler_has_no_length_and_no_samples_is_refused() -> None:
+def test_sampler_has_no_length_and_wrong_shares_are_refused() -> None:
     with pytest.raises(TypeError):
-        len(OrderedSampler(3, 0))  # type: ignore[arg-type]
-    for wrong in ((0, 0), (3, -1), (3, 0, -1), (3, 0, 0, 2, 2)):
-        with pytest.raises(ValueError):
-            OrderedSampler(*wrong)
+        len(OrderedBatches(Mixture([3]), Share(1)))  # type: ignore[arg-type]
+    for wrong in ((0,), (1, -1), (1, 0, 2, 2), (1, 0, -1)):
+        with pytest.raises(ValueError, match="out of range"):
+            Share(*wrong)
 
 
-@given(st.integers(1, 5), st.integers(1, 9), st.lists(st.integers(100, 110), max_size=4, unique=True))
-def test_sinks_once_in_front_and_never_a_target(rows: int, n: int, sink_ids: list[int]) -> None:
-    samples = [torch.arange(n) + row for row in range(rows)]
-    batch = collate(samples, sink_ids)
-    k = len(sink_ids)
-    assert batch["input_ids"].shape == batch["labels"].shape == (rows, k + n)
-    for row, sample in enumerate(samples):
-        assert batch["input_ids"][row].tolist() == sink_ids + sample.tolist()
-        assert batch["labels"][row].tolist() == [-100] * k + sample.tolist()
-    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 2), st.integers(1, 6), st.integers(0, 99))
+def test_a_batch_is_what_its_sources_hold(sizes: list[int], sinks: int, size: int, seed: int) -> None:
+    ids = [900, 901][:sinks]
+    batches = Batches(sources(sizes, ids))
+    pick = next(iter(OrderedBatches(Mixture(sizes, [1.0] * len(sizes), seed), Share(size))))
+    batch = batches[pick]
+    assert set(batch) == {"input_ids", "labels", "samples"} and {each.dtype for each in batch.values()} == {torch.int64}
+    assert batch["samples"].tolist() == list(range(size))
+    for source, row, found, labels in zip(
+        pick.sources.tolist(), pick.rows.tolist(), batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True
+    ):
+        text = [1000 * source + 3 * row + i for i in range(3)]
+        assert found == ids + text and labels == [-100] * sinks + text
 
 
-def test_labels_are_no_view_of_the_input() -> None:
-    batch = collate([torch.arange(3)], [7])
-    batch["labels"][:] = -100
-    assert batch["input_ids"].tolist() == [[7, 0, 1, 2]]
-
-
-@pytest.mark.parametrize("nothing", [[], [torch.empty(0, dtype=torch.int64)]])
-def test_empty_batch_is_refused(nothing: list[torch.Tensor]) -> None:
+def test_empty_batch_is_refused() -> None:
+    nothing = np.empty(0, dtype=np.int64)
     with pytest.raises(ValueError, match="empty batch"):
-        collate(nothing, [7])
+        Batches(sources([3], []))[Pick(nothing, nothing, nothing)]
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(1, 4), st.integers(1, 5),
+    st.one_of(st.none(), st.integers(1, 50)),
+)  # fmt: skip
+def test_validation_is_shared_evenly(sizes: list[int], ranks: int, batch: int, most: int | None) -> None:
+    alone = in_order(sizes, Share(batch), most)
+    each = [in_order(sizes, Share(batch, 0, rank, ranks), most) for rank in range(ranks)]
+    seen = [[tuple(s) for pick in mine for s in zip(*(part.tolist() for part in pick), strict=True)] for mine in each]
+    whole = [tuple(s) for pick in alone for s in zip(*(part.tolist() for part in pick), strict=True)]
+    total = sum(sizes) if most is None else min(most, sum(sizes))
+    assert len(whole) == len(set(whole)) == total
+    assert len({len(mine) for mine in seen}) == 1
+    assert [s for turn in zip(*seen, strict=True) for s in turn] == whole[: total // ranks * ranks]
+    for source, size in enumerate(sizes):  # rows in their order, and a fair part of each source
+        rows = [row for _, its, row in whole if its == source]
+        assert rows == list(range(len(rows))) and abs(len(rows) - total * size / sum(sizes)) <= len(sizes)

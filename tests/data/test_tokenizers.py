@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,12 +17,13 @@ from sinktrain.data.tokenizers import END_OF_TEXT, cut_at_lines, encode, train_b
 PROSE = (
     "The first token of a stream is seen by all that come after it.\nSo attention goes there.\n\n\tSpare or not.\n" * 9
 )
+U16 = np.dtype(np.uint16)
 TOKENIZER = train_bpe([PROSE], 300)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back(text: str) -> None:
-    ids = [i for piece, _ in encode(TOKENIZER, [text]) for i in piece]
+    ids = [int(i) for piece, _ in encode(TOKENIZER, [text], U16) for i in piece]
     if END_OF_TEXT not in text:
         assert TOKENIZER.eos_token_id not in ids
     assert TOKENIZER.decode(ids) == text
@@ -58,8 +60,8 @@ def test_pieces_have_the_tokens_of_the_whole(texts: list[str], size: int) -> Non
         patch.setattr(tokenizers, "_PIECE", size)
         patch.setattr(tokenizers, "_BATCH", 10)
         joined: list[list[int]] = [[]]
-        for ids, is_last in encode(TOKENIZER, texts):
-            joined[-1] += ids
+        for ids, is_last in encode(TOKENIZER, texts, U16):
+            joined[-1] += ids.tolist()
             if is_last:
                 joined.append([])
     assert joined == [TOKENIZER(text)["input_ids"] for text in texts] + [[]]
@@ -74,4 +76,5 @@ def test_tokenizer_that_opens_every_text_with_a_space_is_not_given_pieces(monkey
     metaspace = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
     monkeypatch.setattr(tokenizers, "_PIECE", 2)
     whole = metaspace("a\nb\nb\nb", add_special_tokens=False)["input_ids"]
-    assert list(encode(metaspace, ["a\nb\nb\nb"])) == [(whole, True)]
+    pieces = [(ids.tolist(), is_last) for ids, is_last in encode(metaspace, ["a\nb\nb\nb"], U16)]
+    assert pieces == [(whole, True)]
