@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sinktrain.training.checkpoints import load_checkpoint
+    from sinktrain.training.guards import GuardConfig
     from sinktrain.training.module import SinkModule
     from sinktrain.training.optimizer import OptimizerConfig
 
-__all__ = ["OptimizerConfig", "SinkModule", "load_checkpoint"]
+__all__ = ["GuardConfig", "OptimizerConfig", "SinkModule", "load_checkpoint"]
 
-_HOMES = {"SinkModule": "module", "OptimizerConfig": "optimizer", "load_checkpoint": "checkpoints"}
+_HOMES = {
+    "SinkModule": "module",
+    "GuardConfig": "guards",
+    "OptimizerConfig": "optimizer",
+    "load_checkpoint": "checkpoints",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.models import (
@@ -23,12 +22,11 @@ from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.training.checkpoints import check_record, checkpoint_record
+from sinktrain.training.guards import GuardConfig
 from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
-from sinktrain.training.optimizer import OptimizerConfig, build_optimizer, build_schedule
-
-CONSTANT = 1024.0
-"""What a micro-batch's summed NLL is divided by until the tokens of the global batch are known: any number will do, as
-long as it is the same on all ranks; this one keeps losses near 1."""
+from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
+from sinktrain.training.schedule import build_schedule
+from sinktrain.training.step import CONSTANT, GlobalStep
 
 
 class SinkModule(L.LightningModule):
@@ -40,7 +38,8 @@ class SinkModule(L.LightningModule):
         config: for training from scratch instead: the fields of a transformers config, with `model_type`.
         tokenizer: the tokenizer, if it is not the model's own; needed with `config`.
         sink: how attention gets its outlet.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW or Muon, and the learning rate over the run.
+        guard: which optimizer steps are left out, and when to stop.
         seed: of the initial weights, with `config`.
         z_loss: how much of log(Z)^2 is added to the loss of a token, with Z the sum of the exponentials of its logits
             (PaLM, arXiv 2204.02311, section 5, uses 1e-4); 0 for none. The logged losses are without it.
@@ -57,6 +56,7 @@ class SinkModule(L.LightningModule):
         tokenizer: str | None = None,
         sink: SinkConfig = SinkConfig(),  # noqa: B008 (it is frozen)
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        guard: GuardConfig = GuardConfig(),  # noqa: B008
         seed: int = 0,
         z_loss: float = 0.0,
         gradient_checkpointing: bool = False,
@@ -67,7 +67,7 @@ class SinkModule(L.LightningModule):
         super().__init__()
         if (name is None) == (config is None):
             raise UserError("model.name, model.config: give one of them, a pretrained model or a config for a new one.")
-        self.name, self.new_config, self.sink, self.optimizer = name, config, sink, optimizer
+        self.name, self.new_config, self.sink, self.optimizer, self.guard = name, config, sink, optimizer, guard
         if z_loss < 0:
             raise UserError(f"model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual.")
         self.seed, self.z_loss, self.gradient_checkpointing, self.compiled = (
@@ -89,6 +89,8 @@ class SinkModule(L.LightningModule):
         fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
         self.trained_length = trained_length(fields)
         self.model: Any = None
+        self._step: Any = None  # a GlobalStep while training
+        self._guard_state: dict[str, Any] | None = None
 
     def configure_model(self) -> None:
         """Loads or makes the model and gives it the sink's row; Lightning calls this once it knows the devices."""
@@ -126,39 +128,42 @@ class SinkModule(L.LightningModule):
         head = self.model.get_output_embeddings()
         return next_token_loss(hidden, head, labels, self.z_loss, self.compiled)
 
-    # The loss of an optimizer step is the mean over the tokens of the whole global batch. Lightning averages the means
-    # of micro-batches and ranks, which is another number when their token counts differ (its issue 20350). So a
-    # micro-batch contributes its sum over a constant, and the gradient is put right before it is clipped.
-
     def on_train_start(self) -> None:
-        """Starts the first accumulation window."""
-        self._begin_window()
+        """Starts the first optimizer step, where the checkpoint left it."""
+        self._step = GlobalStep(self.trainer, self.guard, self.device)
+        if self._guard_state is not None:
+            self._step.guard.load_state_dict(self._guard_state)
 
-    def _begin_window(self) -> None:
-        self._nll = torch.zeros((), device=self.device)
-        self._tokens = torch.zeros((), device=self.device)
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Remembers which samples the step is made of, to name them should it go wrong."""
+        self._step.guard.watch(batch.get("samples"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The micro-batch's summed NLL over a constant; see `on_before_optimizer_step`."""
+        """The micro-batch's summed loss over a constant; see `GlobalStep`."""
         objective, nll, tokens = self.losses(batch)
-        self._nll += nll
-        self._tokens += tokens
+        self._step.add(nll, tokens)
         return objective / CONSTANT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turns the gradient into that of the token-weighted mean over the global batch, and logs."""
-        ranks = self.trainer.world_size
-        totals = torch.stack((self._nll, self._tokens))
-        if ranks > 1:
-            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        nll, tokens = totals.unbind()
-        scale = CONSTANT * self.trainer.accumulate_grad_batches * ranks / tokens.clamp(min=1)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
-        self.log("train/loss", nll / tokens.clamp(min=1), prog_bar=True)
-        self.log("train/grad_norm", get_total_norm(gradients))
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self._begin_window()
+        """Turns the gradient into that of the token-weighted mean over the global batch, judges it, and logs."""
+        for name, value in self._step.finish(optimizer).items():
+            self.log(name, value, prog_bar=name == "train/loss")
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm that was logged; Lightning's clipping refuses fused optimizers (its issue 21435)."""
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            self._step.clip(optimizer, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_end(self) -> None:
+        """Tells of the last steps, should any have been left out."""
+        self._step.tell()
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of a validation."""
@@ -178,15 +183,18 @@ class SinkModule(L.LightningModule):
         self.log("val/loss", (nll / tokens.clamp(min=1)).float(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule over `trainer.max_steps`, which it needs to know."""
-        optimizer = build_optimizer(self.parameters(), self.optimizer)
+        """The optimizer and its schedule over `trainer.max_steps`, which it needs to know."""
+        optimizer = build_optimizer(self.model, self.optimizer, self.sink_ids)
         schedule = build_schedule(optimizer, self.optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what makes the checkpoint whole without the base model: config, tokenizer, sink."""
         checkpoint["sinktrain"] = checkpoint_record(self.model, self.tokenizer, self.sink)
+        if self._step is not None:
+            checkpoint["sinktrain_guard"] = self._step.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another sink."""
         check_record(checkpoint, self.sink)
+        self._guard_state = checkpoint.get("sinktrain_guard")

@@ -18,7 +18,8 @@ from sinktrain.base.errors import UserError
 from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
 from sinktrain.training import OptimizerConfig, SinkModule, load_checkpoint
-from sinktrain.training.optimizer import build_optimizer, learning_rate_factor
+from sinktrain.training.optimizer import build_optimizer
+from sinktrain.training.schedule import learning_rate_factor
 
 
 def make(model_folder: Path, **fields: Any) -> SinkModule:
@@ -61,7 +62,8 @@ def test_every_forward_pass_has_its_sinks_in_front(
     fit = trainer(tmp_path, 3, limit_val_batches=2, val_check_interval=2, check_val_every_n_epoch=None,
                   callbacks=[recorder])  # fmt: skip
     module.configure_model()
-    module.model.register_forward_pre_hook(lambda _, args, kw: seen.append(kw["input_ids"]), with_kwargs=True)
+    base: torch.nn.Module = module.model.base_model
+    base.register_forward_pre_hook(lambda _, args, kw: seen.append(kw["input_ids"]), with_kwargs=True)
     fit.fit(module, data)
     assert len(seen) == len(recorder.batches) == 3 + 2
     for ids, labels in zip(seen, recorder.labels, strict=True):
@@ -81,7 +83,7 @@ def test_loss_is_that_of_a_bare_loop_over_transformers(
 
     bare = make(model_folder)
     bare.configure_model()
-    optimizer = build_optimizer(bare.parameters(), bare.optimizer)
+    optimizer = build_optimizer(bare.model, bare.optimizer, bare.sink_ids)
     losses = []
     for step, ids in enumerate(recorder.batches):
         for group in optimizer.param_groups:
@@ -254,7 +256,7 @@ def test_schedule() -> None:
 def test_vectors_are_not_decayed(model_folder: Path) -> None:
     module = make(model_folder)
     module.configure_model()
-    decayed, kept = build_optimizer(module.parameters(), OptimizerConfig()).param_groups
+    decayed, kept = build_optimizer(module.model, OptimizerConfig()).param_groups
     assert {p.dim() for p in decayed["params"]} == {2} and decayed["weight_decay"] == 0.1
     assert {p.dim() for p in kept["params"]} == {1} and kept["weight_decay"] == 0
 
