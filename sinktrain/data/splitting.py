@@ -139,7 +139,8 @@ def describe(folder: Path, notes: Path) -> dict[str, dict[str, int]]:
     Returns:
         For each split the number of documents, tokens, characters and bytes.
     """
-    counts = {split: dict.fromkeys(("documents", "tokens", "characters", "bytes"), 0) for split in SPLITS}
+    kinds = ("documents", "tokens", "characters", "bytes")
+    counts: dict[str, dict[str, int]] = {split: dict.fromkeys(kinds, 0) for split in SPLITS}
     for block in records(notes):
         for side, split in enumerate(SPLITS):
             mine = block[block["validation"] == side]

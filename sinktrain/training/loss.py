@@ -45,7 +45,8 @@ def next_token_loss(
     targets = labels[:, 1:].flatten()
     states = hidden[:, :-1].flatten(0, 1)
     bias, wanted = getattr(head, "bias", None), torch.is_grad_enabled()
-    objective, nll = _ChunkedLoss.apply(states, head.weight, bias, targets, z_loss, compiled, wanted)
+    apply: Any = _ChunkedLoss.apply  # torch leaves it untyped
+    objective, nll = apply(states, head.weight, bias, targets, z_loss, compiled, wanted)
     return objective, nll, (targets != IGNORED).sum()
 
 
