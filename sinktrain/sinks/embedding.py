@@ -18,7 +18,12 @@ MULTIPLE = 64
 
 
 def grow_embedding(
-    model: PreTrainedModel, vocabulary: int, sink_ids: list[int], config: SinkConfig, bos_id: int | None = None
+    model: PreTrainedModel,
+    vocabulary: int,
+    sink_ids: list[int],
+    config: SinkConfig,
+    bos_id: int | None = None,
+    is_new: bool = False,
 ) -> None:
     """Makes room for the sinks in the input embedding and the head, tied or not, and fills the new rows, in place.
 
@@ -31,25 +36,28 @@ def grow_embedding(
         sink_ids: the rows of the sinks.
         config: says what the rows hold.
         bos_id: the row to copy for `init: bos`.
+        is_new: the model is to be trained from scratch. It then gets as many rows with up to 64 sinks as without, so
+            that models of several kinds differ in nothing else. A pretrained model without a sink stays as it is.
 
     Raises:
         UserError: `init: bos` without a BOS token.
     """
-    if config.kind == "none":
+    if not sink_ids and not is_new:
         return
     if config.init == "bos" and bos_id is None:
         raise UserError("sink.init bos: the model's tokenizer has no BOS token; use sink.init mean.")
     old = _weight(model.get_input_embeddings()).shape[0]
-    rows = -(-max(old, vocabulary) // MULTIPLE) * MULTIPLE
+    rows = -(-max(old + is_new * MULTIPLE, vocabulary) // MULTIPLE) * MULTIPLE
     model.resize_token_embeddings(rows, mean_resizing=False)
     embedding, head = _weight(model.get_input_embeddings()), model.get_output_embeddings()
-    known = min(old, min(sink_ids))
+    known = min([old, *sink_ids])
     with torch.no_grad():
         for weight in {id(weight): weight for weight in (embedding, _weight(head))}.values():  # one, if tied
             _fill_with_mean(weight, known)
         if isinstance(bias := getattr(head, "bias", None), Tensor):
             bias[known:] = bias[:known].mean()
-        embedding[sink_ids] = _first_rows(embedding, known, config, bos_id)
+        if sink_ids:
+            embedding[sink_ids] = _first_rows(embedding, known, config, bos_id)
     _tell_configs(model, vocabulary, rows, sink_ids)
 
 
@@ -77,9 +85,11 @@ def _first_rows(embedding: Tensor, known: int, config: SinkConfig, bos_id: int |
 
 def _tell_configs(model: PreTrainedModel, vocabulary: int, rows: int, sink_ids: list[int]) -> None:
     """BOS is the sink, and generation suppresses sinks and padding rows."""
-    model.config.bos_token_id = sink_ids[0]
     generation: Any = model.generation_config
+    if sink_ids:
+        model.config.bos_token_id = sink_ids[0]
     if generation is not None:
-        generation.bos_token_id = sink_ids[0]
+        if sink_ids:
+            generation.bos_token_id = sink_ids[0]
         suppressed = {*(generation.suppress_tokens or ()), *sink_ids, *range(vocabulary, rows)}
         generation.suppress_tokens = sorted(suppressed)

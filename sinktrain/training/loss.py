@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sinktrain.data.packing import IGNORED
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-IGNORED = -100
-"""The label of a position that is no target."""
 
 CHUNK_ELEMENTS = 2**25
 """Logits that are held at once: 128 MiB in float32, enough rows for the matrix units at any usual vocabulary."""

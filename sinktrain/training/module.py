@@ -70,12 +70,8 @@ class SinkModule(L.LightningModule):
         self.name, self.new_config, self.sink, self.optimizer, self.guard = name, config, sink, optimizer, guard
         if z_loss < 0:
             raise UserError(f"model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual.")
-        self.seed, self.z_loss, self.gradient_checkpointing, self.compiled = (
-            seed,
-            z_loss,
-            gradient_checkpointing,
-            compile,
-        )
+        self.seed, self.z_loss = seed, z_loss
+        self.gradient_checkpointing, self.compiled = gradient_checkpointing, compile
         self.hub: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
         if revision is not None:
             self.hub["revision"] = revision
@@ -101,7 +97,8 @@ class SinkModule(L.LightningModule):
         else:
             size = len(self.tokenizer) - len(self.sink_ids)  # the sink's row is added below, the same way for all
             self.model = model_from_config(self.new_config or {}, size, self.seed)
-        grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id)
+        is_new = self.name is None
+        grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
         self.plain_head = has_plain_head(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()

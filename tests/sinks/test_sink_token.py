@@ -128,3 +128,18 @@ def test_the_sink_is_never_generated(tokenizer: PreTrainedTokenizerFast) -> None
     out = model.generate(prompt, max_new_tokens=20, do_sample=True, eos_token_id=None, pad_token_id=0)
     new = out[0, prompt.shape[1] :].tolist()
     assert len(new) == 20 and max(new) < ids[0]
+
+
+@pytest.mark.parametrize("vocabulary", [63, 64, 65])
+def test_new_models_have_as_many_rows_with_sinks_as_without(vocabulary: int) -> None:
+    rows = []
+    for count in range(4):
+        config = SinkConfig(count=count) if count else SinkConfig(kind="none")
+        model = tiny_model(vocab_size=vocabulary)
+        before = model.get_input_embeddings().weight.detach().clone()
+        ids = list(range(vocabulary, vocabulary + count))
+        grow_embedding(model, vocabulary + count, ids, config, is_new=True)
+        rows.append(len(model.get_output_embeddings().weight))
+        assert torch.equal(model.get_input_embeddings().weight[:vocabulary], before)
+        assert model.generation_config.suppress_tokens == list(range(vocabulary, rows[-1]))
+    assert len(set(rows)) == 1 and rows[0] % 64 == 0

@@ -271,3 +271,26 @@ def test_validation_is_weighted_by_tokens(model_folder: Path, prepared_folder: P
     targets = [batch["labels"][:, 1:].flatten() for batch in batches]
     expected = F.cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=-100)
     assert float(fit.callback_metrics["val/loss"]) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_new_models_of_all_kinds_begin_with_the_same_weights(tokenizer_folder: Path) -> None:
+    """Tied or not: as many rows, and the same in all that both have."""
+    for tied in (False, True):
+        config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                  "num_attention_heads": 4, "tie_word_embeddings": tied}  # fmt: skip
+        states = []
+        for sink in (SinkConfig(kind="none"), SinkConfig(count=1), SinkConfig(count=2)):
+            module = SinkModule(config=config, tokenizer=str(tokenizer_folder), sink=sink)
+            module.configure_model()
+            states.append(module.model.state_dict())
+            assert len(module.model.generation_config.suppress_tokens) == len(states[0]["lm_head.weight"]) - (
+                len(module.tokenizer) - len(module.sink_ids)
+            )
+        known = len(module.tokenizer) - 2
+        assert len(states[0]["lm_head.weight"]) % 64 == 0
+        for state in states[1:]:
+            assert state.keys() == states[0].keys()
+            for name, weight in state.items():
+                rows = known if name in ("lm_head.weight", "model.embed_tokens.weight") else None
+                assert weight.shape == states[0][name].shape
+                assert torch.equal(weight[:rows], states[0][name][:rows]), name
