@@ -3,6 +3,7 @@
     python scripts/compare_kinds.py recipes/tiny
     python scripts/compare_kinds.py recipes/table3 --kinds none token --seeds 0 1 2
     python scripts/compare_kinds.py recipes/table3-small --table    only the table, from the runs that are there
+    python scripts/compare_kinds.py recipes/seeds --kinds none token --fit --trainer.max_steps 500
 
 A recipe is a folder with two files written for the kind `token` and the seed 0: `fit.yaml` and `evaluate.yaml`. Every
 run gets copies of these that differ in the sink, the seeds and the folder, and nothing else; they stay beside its
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="default: runs/RECIPE")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
-    parser.add_argument("fit", nargs="*", help="after `--`: more options for `sinktrain fit`")
+    parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="all that follows goes to `sinktrain fit`")
     options = parser.parse_args()
     out = options.out or Path("runs") / options.recipe.name
     if not options.table:

@@ -101,3 +101,21 @@ def test_a_recipe_that_writes_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump({"model": {}}))
     with pytest.raises(SystemExit, match="must write under"):
         compare_kinds.settings(tmp_path, "fit.yaml", Path("x"), "none", 0)
+
+
+def test_what_follows_fit_goes_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(compare_kinds.subprocess, "run", lambda command, **_: calls.append(command[3:]))
+    monkeypatch.setattr(compare_kinds, "print_table", lambda *_: None)
+    monkeypatch.setattr(compare_kinds, "read_runs", lambda *_: [])
+    arguments = [str(RECIPES[0]), "--kinds", "none", "token", "--seeds", "3", "--out", str(tmp_path), "--fit"]
+    monkeypatch.setattr(sys, "argv", ["compare_kinds.py", *arguments, "--trainer.max_steps", "5"])
+    (tmp_path / "token-3" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "token-3" / "checkpoints" / "last.ckpt").touch()
+    compare_kinds.main()
+    assert [call[0] for call in calls] == ["fit", "evaluate"] * 2
+    assert calls[0][3:] == ["--trainer.max_steps", "5"]
+    assert calls[2][3:] == ["--trainer.max_steps", "5", "--ckpt_path", str(tmp_path / "token-3/checkpoints/last.ckpt")]
+    assert calls[3][3:] == []
+    compare_kinds.main()
+    assert len(calls) == 4  # all were done
