@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -67,6 +68,11 @@ class StreamedBatches(IterableDataset[dict[str, Any]]):
         return {**{name: torch.from_numpy(values) for name, values in columns.items()}, "state": state}
 
 
+def _without_threads(worker: int) -> None:
+    """A forked process has no copy of the threads with which `tokenizers` works, and would wait for them for ever."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 class ResumableStream:
     """The batches of a stream without their states, which are kept for the next checkpoint.
 
@@ -84,6 +90,7 @@ class ResumableStream:
             batch_size=None,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_without_threads,
             pin_memory=torch.cuda.is_available(),
         )
         self._used, self._states = used, deque([batches.state])

@@ -112,8 +112,11 @@ def test_batches_are_the_text_cut_and_every_epoch_has_its_order_of_files(dataset
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_run_goes_on_where_it_stopped(dataset: Path, folder: Path, tmp_path: Path, workers: int) -> None:
+def test_a_killed_run_goes_on_where_it_stopped(
+    dataset: Path, folder: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twice, at odd steps, the second time with other batches; over the end of the first epoch."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")  # a forked worker would wait for threads that it does not have
     whole, _ = run(dataset, folder, tmp_path / "whole", 61)
     first, at = run(dataset, folder, tmp_path, 7, workers=workers)
     second, at = run(dataset, folder, tmp_path, 36, at, batch=1, workers=workers)
