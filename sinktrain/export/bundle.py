@@ -13,6 +13,7 @@ from typing import TypeGuard
 
 MODULES = (
     "sinktrain.base.errors",
+    "sinktrain.sinks.outlet",
     *(
         f"sinktrain.streaming.{name}"
         for name in (

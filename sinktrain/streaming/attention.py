@@ -13,6 +13,9 @@ angles taken in float64. A query at position i has two parts to look at:
 One token: the sinks' rows of the ring are rewritten for it, and one attention over the ring does both. A chunk: the
 queries are turned to min(i, C) for the sinks, and the two parts merge by their log-sum-exp. A layer with a sliding
 window of W tokens sees what is at a distance below W, as the position rule counts distances.
+
+An outlet of the softmax (a sink of kind `zero`, `logit` or `kv`) takes no place in the cache and is never evicted. The
+key of `kv` is one at position 0, so that its distance is that of a first token: min(i, C), or i.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from sinktrain.base.errors import UserError
+from sinktrain.sinks.outlet import has_outlet, outlet_logits, outlet_value, with_outlet
 from sinktrain.streaming.cache import SinkCache
 from sinktrain.streaming.chunk import chunk_attention
 from sinktrain.streaming.decode import decode_attention
-from sinktrain.streaming.kernels import Scores, with_sink_logits
+from sinktrain.streaming.kernels import Scores
 from sinktrain.streaming.layer import SinkLayer
+from sinktrain.streaming.rotary import Rotary
+from sinktrain.streaming.step import Step
 
 NAME = f"sinktrain_stream_{id(SinkCache)}"
 """The function's name in transformers' `AttentionInterface`: another one for each copy of this code."""
@@ -63,7 +69,7 @@ def stream_attention(
         scaling: multiplies the scores, by default D^-1/2.
         sliding_window: W, if the layer has a window of its own.
         softcap: bounds the scores (Gemma 2).
-        s_aux: (H,) the layer's sink logits (gpt-oss).
+        s_aux: (H,) the layer's sink logits (gpt-oss), where its module has no outlet of ours.
         **kwargs: whatever else transformers passes.
 
     Returns:
@@ -88,14 +94,25 @@ def stream_attention(
     rotary = stream.positions.rotary[index]
     needed = 0 if layer.recent is not None else int(step.seen.max()) + query.shape[2]
     layer.prepare(key, value, sliding_window, needed)
+    with_logit = s_aux is not None or has_outlet(module)
     if query.shape[2] == 1:
-        output, lse = decode_attention(layer, step, rotary, query, key, value, scores, need_lse=s_aux is not None)
+        output, lse = decode_attention(layer, step, rotary, query, key, value, scores, need_lse=with_logit)
     else:
         output, lse = chunk_attention(stream, layer, step, rotary, query, key, value, scores)
-    if s_aux is not None:
+    if with_logit:
         assert lse is not None
-        output = with_sink_logits(output, lse, s_aux)
+        logits = _outlet_logits(module, step, rotary, query, scores.scaling) if s_aux is None else s_aux[:, None]
+        output = with_outlet(output, lse, logits, outlet_value(module, query.shape[1]))
     return output.transpose(1, 2).contiguous(), None
+
+
+def _outlet_logits(module: torch.nn.Module, step: Step, rotary: Rotary | None, query: Tensor, scaling: float) -> Tensor:
+    """The outlet's logit for unrotated queries (B, H, L, D), turned to where they stand in the cache."""
+    if rotary is not None:
+        query = rotary.rotate(query, step.from_start(rotary, query.dtype))
+    logits = outlet_logits(module, query, scaling)
+    assert logits is not None
+    return logits
 
 
 AttentionInterface.register(NAME, stream_attention)

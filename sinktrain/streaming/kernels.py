@@ -108,9 +108,3 @@ def merge(output: Tensor, lse: Tensor, scores: Tensor, values: Tensor) -> tuple[
     weights = fold((scores - total[..., None]).exp(), values.shape[1])
     added = (weights @ values.to(weights.dtype)).view(output.shape)
     return torch.addcmul(added, output, (lse - total).exp()[..., None]).to(output.dtype), total
-
-
-def with_sink_logits(output: Tensor, lse: Tensor, logits: Tensor) -> Tensor:
-    """Gives each head's softmax one more logit (H,), whose value is zero (gpt-oss, `s_aux`)."""
-    share = torch.sigmoid(lse - logits.to(lse.dtype)[:, None])  # exp(lse) / (exp(lse) + exp(logit))
-    return (output.to(lse.dtype) * share[..., None]).to(output.dtype)

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinktrain.base.errors import UserError
+from sinktrain.sinks.outlet import outlets_aside
 from sinktrain.streaming.own_attention import alibi_slopes
 from sinktrain.streaming.rotary import Rotary
 
@@ -157,8 +158,10 @@ def _noted_at(model: PreTrainedModel, position: int) -> dict[int, tuple[Tensor, 
     ids = torch.linspace(0, vocabulary - 1, 8, device=model.device).long()[:, None]
     recorder, modes = _Recorder(), [(part, part.training) for part in model.modules()]
     model.eval()  # dropout would make the same key another one
+    places = torch.full_like(ids, position)
     try:
-        model(input_ids=ids, position_ids=torch.full_like(ids, position), past_key_values=recorder, use_cache=True)
+        with outlets_aside(model):  # which would make a token attend to something besides itself
+            model(input_ids=ids, position_ids=places, past_key_values=recorder, use_cache=True)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise no_streaming_form(model, f"it does not run with a cache of ours ({error})") from error
     finally:

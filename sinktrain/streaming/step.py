@@ -60,6 +60,10 @@ class Step:
         """Angles that turn unrotated queries to where the sinks see them, (B, 1, L, R)."""
         return self._table(rotary, "for sinks", dtype, self.in_cache(self.positions)[:, None] + self.origin)
 
+    def from_start(self, rotary: Rotary, dtype: torch.dtype) -> Table:
+        """Angles that turn unrotated queries to where a key at position 0 sees them, (B, 1, L, R)."""
+        return self._table(rotary, "from start", dtype, self.in_cache(self.positions)[:, None])
+
     @property
     def all_left(self) -> bool:
         """Whether each query sees the sinks from the same distance: the `cache` rule with C tokens before all."""

@@ -14,6 +14,7 @@ import torch
 import sinktrain
 from sinktrain.base.errors import UserError
 from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def check_record(checkpoint: dict[str, Any], sink: SinkConfig) -> None:
     record = checkpoint.get("sinktrain")
     if record is None:
         raise UserError("ckpt_path: is not a checkpoint of sinktrain; name one that `sinktrain fit` wrote.")
-    if record["sink"] != sink.to_dict():
+    if SinkConfig(**record["sink"]) != sink:
         raise UserError(f"model.sink: {sink} differs from the checkpoint's {record['sink']}; use the same.")
 
 
@@ -72,16 +73,16 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     record = checkpoint["sinktrain"]
     fields = json.loads(record["config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    sink = SinkConfig(**record["sink"])
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    add_outlet(model, sink)
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{option} {path}: its weights do not fit its config; name another checkpoint.") from error
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
-    return Trained(
-        model.eval(), _tokenizer(record["tokenizer"]), SinkConfig(**record["sink"]), checkpoint["global_step"]
-    )
+    return Trained(model.eval(), _tokenizer(record["tokenizer"]), sink, checkpoint["global_step"])
 
 
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:

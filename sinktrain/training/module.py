@@ -19,11 +19,13 @@ from sinktrain.base.models import (
     trained_length,
 )
 from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.guards import GuardConfig
 from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
+from sinktrain.training.masks import document_mask, leave_out_masks
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.schedule import build_schedule
 from sinktrain.training.step import CONSTANT, GlobalStep
@@ -99,7 +101,9 @@ class SinkModule(L.LightningModule):
             self.model = model_from_config(self.new_config or {}, size, self.seed)
         is_new = self.name is None
         grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
+        add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
+        self.own_masks = leave_out_masks(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
@@ -109,8 +113,15 @@ class SinkModule(L.LightningModule):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of token ids (B, T) that begin with the sinks; documents by positions that restart."""
-        logits: Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        logits: Tensor = self.model(**self._inputs(input_ids, position_ids)).logits
         return logits
+
+    def _inputs(self, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+        # transformers tells documents apart by positions that restart only without a cache and a mask
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        if position_ids is not None and self.own_masks:
+            inputs["attention_mask"] = document_mask(self.model, position_ids)
+        return inputs
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Summed over a batch: what is trained on, the NLL, and the number of tokens that are predicted.
@@ -120,8 +131,7 @@ class SinkModule(L.LightningModule):
         ids, positions, labels = batch["input_ids"], batch.get("position_ids"), batch["labels"]
         if not self.plain_head:
             return logits_loss(self(ids, positions), labels, self.z_loss)
-        # transformers tells documents apart by positions that restart only without a cache and a mask
-        hidden = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(**self._inputs(ids, positions)).last_hidden_state
         head = self.model.get_output_embeddings()
         return next_token_loss(hidden, head, labels, self.z_loss, self.compiled)
 

@@ -8,8 +8,9 @@ from conftest import tiny_model
 from torch import Tensor
 
 from sinktrain.base.errors import UserError
+from sinktrain.sinks.outlet import with_outlet
 from sinktrain.streaming import CacheSpec, recompute_nll, stream_nll
-from sinktrain.streaming.kernels import Scores, attention_with_lse, merge, with_sink_logits
+from sinktrain.streaming.kernels import Scores, attention_with_lse, merge
 from sinktrain.streaming.nll import token_nll
 from sinktrain.streaming.rotary import Rotary
 
@@ -102,7 +103,7 @@ def test_merging_parts_of_a_softmax() -> None:
     assert torch.allclose(lse, scores.logsumexp(-1)) and not torch.allclose(output, part, atol=0.1)
     assert torch.allclose(output, scores.softmax(-1) @ v.repeat_interleave(2, dim=1))
     with_logit = torch.cat((scores, logits.view(1, 4, 1, 1).expand(2, 4, 5, 1)), dim=-1).softmax(-1)[..., :-1]
-    assert torch.allclose(with_sink_logits(output, lse, logits), with_logit @ v.repeat_interleave(2, dim=1))
+    assert torch.allclose(with_outlet(output, lse, logits[:, None], None), with_logit @ v.repeat_interleave(2, dim=1))
 
 
 def test_recompute_is_a_fresh_forward_with_the_sinks_in_front(text: Tensor) -> None:

@@ -1,0 +1,108 @@
+"""Which positions see each other while training, without a wait for the device.
+
+transformers looks into the positions of every batch for documents that are packed, which makes the host wait, and under
+`torch.compile` makes a mask as large as the scores. Here a sample that is one text goes without a mask, and the mask of
+packed documents is made once a batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from sinktrain.sinks.add_outlet import NAME as SINKS
+from sinktrain.sinks.attention import sink_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    **kwargs: Any,
+) -> Any:
+    """Fused attention of transformers, by the kind of mask."""
+    attend: Any = flex_attention_forward if isinstance(attention_mask, BlockMask) else sdpa_attention_forward
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+# transformers makes no mask for the names that its `AttentionMaskInterface` does not know.
+_UNMASKED = {"sdpa": "sinktrain_unmasked_sdpa", SINKS: "sinktrain_unmasked"}
+AttentionInterface.register(_UNMASKED["sdpa"], _plain)
+AttentionInterface.register(_UNMASKED[SINKS], sink_attention)
+
+
+def leave_out_masks(model: PreTrainedModel) -> bool:
+    """Keeps transformers from making masks for `model`, if that changes nothing; says whether it did.
+
+    Then its samples are whole texts, or come with a `document_mask`. It changes something where layers have windows,
+    unless the attention is ours, which minds them itself.
+    """
+    before = model.config._attn_implementation
+    if before not in _UNMASKED or (before == "sdpa" and _has_windows(model)):
+        return False
+    ids = torch.arange(4, device=model.device)[None]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        model.config._attn_implementation = _UNMASKED[before]
+        found = model(input_ids=ids, use_cache=False).logits
+    model.train(training)
+    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+    if not same:
+        model.config._attn_implementation = before
+    return same
+
+
+def _has_windows(model: PreTrainedModel) -> bool:
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    kinds = set(getattr(text, "layer_types", None) or ())
+    return bool(window) or bool(kinds - {"full_attention"}) or bool(getattr(text, "attention_chunk_size", None))
+
+
+def document_mask(model: PreTrainedModel, position_ids: Tensor) -> Tensor | BlockMask:
+    """Causal attention inside each of the documents that are packed in a row.
+
+    Args:
+        model: that is to attend.
+        position_ids: (B, T); a document begins where they are 0.
+
+    Returns:
+        A mask for FlexAttention on CUDA, where the blocks between documents cost nothing; else (B, 1, T, T) bool.
+    """
+    documents = (position_ids == 0).cumsum(dim=1)
+    batch, length = position_ids.shape
+    if _fits_flex(model, position_ids.device):
+
+        def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (i >= j) & (documents[b, i] == documents[b, j])
+
+        return _block_mask()(seen, batch, None, length, length, device=str(position_ids.device))
+    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
+    return (documents[:, None, :, None] == documents[:, None, None, :]) & causal
+
+
+def _fits_flex(model: PreTrainedModel, device: torch.device) -> bool:
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    return device.type == "cuda" and width >= 16 and not capped and not _has_windows(model)
+
+
+@functools.cache
+def _block_mask() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask)
