@@ -61,8 +61,15 @@ def model_card(trained: Trained, name: str, verdict: dict[str, Any] | None) -> s
 def _about(trained: Trained) -> str:
     count = len(sink_ids_of(trained.tokenizer))
     kind, size = type(trained.model).__name__, f"{sum(p.numel() for p in trained.model.parameters()):,}"
+    if trained.sink.has_outlet:
+        what = "a logit of 0" if trained.sink.kind == "zero" else "a learned logit"
+        return (
+            f"A {kind} with {size} parameters. The softmax of every head has {what} beside those of the text, whose "
+            "value is zero: its attention sink takes no place in the key-value cache and is never evicted. All "
+            "multipliers of its architecture are 1: it is a Llama but for that."
+        )
     if count == 0:
-        return f"A {kind} with {size} parameters, trained without a sink token."
+        return f"A {kind} with {size} parameters, trained without a sink."
     tokens = " ".join(f"`{token}`" for token in trained.sink.tokens)
     return (
         f"A {kind} with {size} parameters, trained with {tokens} in front of every sample as its attention sink. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from sinktrain.base.models import quiet, trained_length
 from sinktrain.base.terminal import say
 from sinktrain.export.bundle import bundle
 from sinktrain.export.card import model_card
+from sinktrain.export.stock import as_stock
 from sinktrain.sinks.tokenizer import save_tokenizer, sink_ids_of
 
 
@@ -25,7 +27,8 @@ def export(
     """Writes a checkpoint as a plain Hugging Face model: safetensors, config, tokenizer, model card.
 
     The sink is an ordinary vocabulary entry and the tokenizer's BOS, put in front of every text by the tokenizer, and
-    generation suppresses it. `custom_generate/generate.py` lets `generate` stream without sinktrain.
+    generation suppresses it. A Llama of sink kind `zero` or `logit` becomes a `granite_swa`, which has sink logits.
+    `custom_generate/generate.py` lets `generate` stream without sinktrain.
 
     Args:
         checkpoint: A `.ckpt` that `sinktrain fit` wrote.
@@ -45,6 +48,7 @@ def export(
     judged = None if verdict is None else _read_verdict(verdict)
     with new_folder(out, "--out", overwrite=overwrite) as folder:
         trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint")
+        trained = dataclasses.replace(trained, model=as_stock(trained))
         with quiet():
             trained.model.save_pretrained(folder)
         save_tokenizer(trained.tokenizer, folder)

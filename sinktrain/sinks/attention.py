@@ -1,12 +1,12 @@
 """Attention whose softmax has an outlet, for training: exact, with gradients, in one pass of a fused kernel.
 
-Let S be the scores of a query, L = logsumexp(S), and s the outlet's logit. The whole softmax is the plain one, O, scaled:
+Let S be the scores of a query, L = logsumexp(S), s the outlet's logit. The whole softmax is the plain one, O, scaled:
 
     L' = log(e^L + e^s),   O' = e^(L - L') O + e^(s - L') v,   where v is the outlet's value.
 
-A flash kernel gives O and L. Its backward pass makes the weights e^(S - L) anew from the L it is given, and the gradient
-of the scores from them and from D = <dO, O>. Given L' and O' in their place it is the backward pass of the whole
-softmax, for queries, keys and values; what is left is
+A flash kernel gives O and L. Its backward pass makes the weights e^(S - L) anew from the L it is given, and the
+gradient of the scores from them and from D = <dO, O>. Given L' and O' in their place it is the backward pass of the
+whole softmax, for queries, keys and values; what is left is
 
     ds = e^(s - L') (<dO, v> - <dO, O'>),   dv = sum of e^(s - L') dO over the queries.
 

@@ -45,9 +45,7 @@ class SinkConfig:
         if self.kind == "token" and self.count < 1:
             raise UserError(f"sink.count {self.count}: kind `token` needs at least 1; use sink.kind none for no sink.")
         if self.has_outlet and self.count != 1:
-            raise UserError(
-                f"sink.count {self.count}: kind `{self.kind}` has one outlet a head; leave sink.count at 1."
-            )
+            raise UserError(f"sink.count {self.count}: kind `{self.kind}` has one outlet a head; leave it at 1.")
         if self.kind != "kv" and self.value != "learned":
             raise UserError(f"sink.value {self.value}: is an option of kind `kv`; leave it out with `{self.kind}`.")
 

@@ -1,12 +1,12 @@
-"""The outlet of a softmax: one more key, beside those of the text, on which a head may put what attention it has to spare.
+"""The outlet of a softmax: one more key beside those of the text, for the attention that a head has to spare.
 
 Each attention module knows its own: `sink_kind` says which it is, and the parameters hold what is learned.
 
 - `zero`: a logit of 0, a value of zero; no parameters (softmax-off-by-one: StreamingLLM, arXiv 2309.17453, equation 2).
 - `logit`: `sinks` (H,), a logit a head; a value of zero (gpt-oss, arXiv 2508.10925). Names as in transformers.
-- `kv`: `sink_key` and `sink_value` (H_kv, D), or the key alone (Gu et al., arXiv 2410.10781). The key is not rotated: with
-  rotary positions it is a key at position 0, like the first token of a text, and its logit depends on where the query
-  stands.
+- `kv`: `sink_key` and `sink_value` (H_kv, D), or the key alone (Gu et al., arXiv 2410.10781). The key is not rotated:
+  with rotary positions it is a key at position 0, like the first token of a text, and its logit depends on where the
+  query stands.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
     Raises:
         UserError: the tokenizer holds a sink already, has no room for one, or is not backed by `tokenizers`.
     """
-    if config.kind == "none":
+    if not config.tokens:
         return []
     if held := [token for token, _ in _sinks(tokenizer)]:
         raise UserError(f"model.name: its tokenizer holds {held[0]} already; start from a model without a sink.")

@@ -25,17 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def _plain(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
-    **kwargs: Any,
-) -> Any:
+def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
     """Fused attention of transformers, by the kind of mask."""
-    attend: Any = flex_attention_forward if isinstance(attention_mask, BlockMask) else sdpa_attention_forward
-    return attend(module, query, key, value, attention_mask, **kwargs)
+    attend: Any = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
+    return attend(module, query, key, value, mask, **kwargs)
 
 
 # transformers makes no mask for the names that its `AttentionMaskInterface` does not know.

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -17,6 +18,7 @@ from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
 from sinktrain.streaming import CacheSpec, SinkCache
 from sinktrain.training import OptimizerConfig, SinkModule
+from sinktrain.training.checkpoints import load_checkpoint
 
 PLAIN_PROGRAM = """
 import json, sys
@@ -79,6 +81,72 @@ def test_loads_without_our_code_and_gives_the_same_logits(
     assert tokenizer_config.get("add_bos_token", False) == (count == 1)  # it would put only the first of two in front
     assert found["bos"] == module.sink.tokens[0]
     assert {path.name for path in out.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def outlet_checkpoint(tokenizer: Path, data: Path, folder: Path, sink: SinkConfig, **config: Any) -> Path:
+    """A model whose sink logits are large and have been trained for three steps."""
+    module = SinkModule(
+        config={**LLAMA, **config}, tokenizer=str(tokenizer), sink=sink, optimizer=OptimizerConfig(warmup_steps=1)
+    )
+    module.configure_model()
+    with torch.no_grad():
+        for name, weight in module.model.named_parameters():
+            if name.endswith("sinks"):
+                weight.copy_(torch.linspace(-4, 4, 4))
+            elif "q_proj" in name or "k_proj" in name:
+                weight.mul_(20)
+    fit = L.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, default_root_dir=folder,
+    )  # fmt: skip
+    fit.fit(module, SinkDataModule(str(data), sequence_length=32, batch_size=2))
+    fit.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("kind", ["zero", "logit"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_llama_with_an_outlet_is_a_stock_architecture(
+    tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path, kind: Any, tied: bool
+) -> None:
+    checkpoint = outlet_checkpoint(
+        tokenizer_folder, prepared_folder, tmp_path, SinkConfig(kind=kind), tie_word_embeddings=tied
+    )
+    out = tmp_path / "exported"
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "granite_swa"
+    subprocess.run([sys.executable, "-c", PLAIN_PROGRAM, str(out), str(tmp_path / "found.pt")], check=True)
+    found = torch.load(tmp_path / "found.pt")
+    model = load_checkpoint(checkpoint).model
+    with torch.no_grad():
+        expected = model(input_ids=found["ids"]).logits
+        assert float((found["logits"] - expected).abs().max()) < 1e-5 * float(expected.abs().max().clamp(min=1))
+        model.set_attn_implementation("sdpa")  # the Llama alone
+        assert float((found["logits"] - model(input_ids=found["ids"]).logits).abs().max()) > 1e-2
+    assert "beside those of the text" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("sink", "config"),
+    [
+        (SinkConfig(kind="kv"), {}),
+        (SinkConfig(kind="logit"), {"model_type": "qwen3"}),
+        (SinkConfig(kind="zero"), {"rms_norm_eps": 1e-6, "model_type": "mistral", "sliding_window": 8}),
+    ],
+)
+def test_an_outlet_without_a_stock_architecture(
+    tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sink: SinkConfig,
+    config: dict[str, Any],
+) -> None:  # fmt: skip
+    checkpoint = outlet_checkpoint(tokenizer_folder, prepared_folder, tmp_path, sink, **config)
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+    assert f"sink.kind {sink.kind}" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_card_holds_the_verdict(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Attention with an outlet against a softmax written out in float64, and against models of transformers that have one."""
+"""Attention with an outlet against a softmax written out in float64: the output and all gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ["zero", "logit", "kv", "k"]
 class Outlet(nn.Module):
     """What an attention module knows of its outlet."""
 
-    def __init__(self, kind: str, sinks: dict[str, Tensor]):
+    def __init__(self, kind: str, sinks: dict[str, Tensor]) -> None:
         super().__init__()
         self.sink_kind = "kv" if kind == "k" else kind
         for name, x in sinks.items():
@@ -33,7 +33,7 @@ class Case:
 
     def __init__(
         self, kind: str, *, groups: int = 2, length: int = 9, width: int = 8, loud: float = 1.0, seed: int = 0
-    ):
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def random(*shape: int) -> Tensor:

@@ -15,7 +15,7 @@ from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
 from sinktrain.training import OptimizerConfig, SinkModule
 
-KINDS = ["none", "token"]
+KINDS = ["none", "token", "zero", "logit", "kv"]
 
 
 def losses(tokenizer: Path, data: Path, folder: Path, steps: int = 3, **fields: Any) -> list[float]:
