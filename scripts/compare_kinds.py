@@ -30,6 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 KINDS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
+    "zero": {"kind": "zero"},
+    "logit": {"kind": "logit"},
+    "k": {"kind": "kv", "value": "zero"},
+    "kv": {"kind": "kv"},
     "token": {"kind": "token", "count": 1},
     "two-tokens": {"kind": "token", "count": 2},
 }

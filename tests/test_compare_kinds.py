@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -46,11 +47,12 @@ def test_runs_differ_in_sink_seed_and_folder_alone(recipe: Path, kind: str) -> N
 
 
 def test_every_kind_is_one_that_sinktrain_knows() -> None:
-    from sinktrain.sinks import SinkConfig
+    from sinktrain.sinks.config import SinkConfig, SinkKind
 
     configs = {name: SinkConfig(**options) for name, options in compare_kinds.KINDS.items()}
     assert configs["two-tokens"].count == 2
-    assert {config.kind for config in configs.values()} == {"none", "token"}
+    assert {config.kind for config in configs.values()} == set(get_args(SinkKind))
+    assert len(set(configs.values())) == len(configs)
 
 
 def test_the_interval_is_students() -> None:

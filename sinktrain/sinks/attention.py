@@ -67,8 +67,8 @@ def sink_attention(
         mask = attention_mask if blocks else causal_blocks(key.shape[2], window, query.device)
         output = _fused(query, key, value, logits, own, mask, scale)
     else:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        if (groups := query.shape[1] // key.shape[1]) > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         causal = attention_mask is None and window is None and query.shape[2] == key.shape[2]
         bias = None if causal else _bias(query, key, attention_mask, window)
         if fits and device == "cpu":
