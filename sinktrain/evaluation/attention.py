@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sinktrain.evaluation.observe import attention_columns
 from sinktrain.evaluation.subject import Subject, Text
+from sinktrain.sinks.outlet import has_outlet
 from sinktrain.streaming.attach import attention_implementation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 THRESHOLD = 0.3
 """A head has a sink when it puts more than this on the position (Gu et al., arXiv 2410.10781, section 3.2)."""
@@ -28,7 +33,8 @@ def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequen
         sequences: how many.
 
     Returns:
-        `share` ([layer][head]), `sink_metric`, `length`, `sequences`; None if the text is shorter than a sequence.
+        `share` ([layer][head]), `sink_metric`, `length`, `sequences`, and where the softmax has an outlet (sink kinds
+        `zero`, `logit`, `kv`) its share by `outlet`; None if the text is shorter than a sequence.
     """
     sinks = torch.tensor(subject.sink_ids, dtype=torch.long)
     width = length - len(sinks)
@@ -37,15 +43,30 @@ def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequen
         return None
     starts = torch.linspace(0, len(text.tokens) - width, sequences).long().tolist()
     rows = torch.stack([torch.cat((sinks, text.tokens[s : s + width])) for s in starts]).to(subject.model.device)
-    with attention_implementation(subject.model, "eager"):
-        layers = subject.model(input_ids=rows, use_cache=False, output_attentions=True).attentions
-    share = torch.stack([_to_first(weights) for weights in layers])  # (layers, heads)
+    share, outlet = _shares(subject.model, rows)
     return {
-        "share": [[round(value, 5) for value in layer] for layer in share.tolist()],
+        "share": _rounded(share),
+        **({} if outlet is None else {"outlet": _rounded(outlet)}),
         "sink_metric": float((share > THRESHOLD).float().mean()),
         "length": length,
         "sequences": sequences,
     }
+
+
+def _shares(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The attention (layers, heads) on position 0 and on the outlet, averaged over `rows` (B, T)."""
+    if any(has_outlet(module) for module in model.modules()):
+        alpha, outlet = attention_columns(model, rows, [0])
+        assert outlet is not None
+        # Query 0 counts here, since the outlet leaves it a choice.
+        return alpha[..., 0].mean(dim=0), outlet.mean(dim=0)
+    with attention_implementation(model, "eager"):
+        layers = model(input_ids=rows, use_cache=False, output_attentions=True).attentions
+    return torch.stack([_to_first(weights) for weights in layers]), None
+
+
+def _rounded(share: Tensor) -> list[list[float]]:
+    return [[round(value, 5) for value in layer] for layer in share.tolist()]
 
 
 def _to_first(weights: Tensor) -> Tensor:

@@ -61,18 +61,18 @@ def sink_attention(
     assert logits is not None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = None if sliding_window is None or sliding_window >= key.shape[2] else sliding_window
-    blocks = isinstance(attention_mask, BlockMask)
     fits = softcap is None and query.shape[-1] == value.shape[-1]
-    if fits and (blocks or (attention_mask is None and can_fuse(query, key))):
-        mask = attention_mask if blocks else causal_blocks(key.shape[2], window, query.device)
-        output = _fused(query, key, value, logits, own, mask, scale)
+    if fits and attention_mask is None and can_fuse(query, key):
+        attention_mask = causal_blocks(key.shape[2], window, query.device)
+    if isinstance(attention_mask, BlockMask):
+        output = _fused(query, key, value, logits, own, attention_mask, scale)
     else:
         if (groups := query.shape[1] // key.shape[1]) > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         causal = attention_mask is None and window is None and query.shape[2] == key.shape[2]
         bias = None if causal else _bias(query, key, attention_mask, window)
         if fits and device == "cpu":
-            output = _Flash.apply(query, key, value, logits, own, bias, causal, scale)
+            output = _flash(query, key, value, logits, own, bias, causal, scale)
         else:
             output = _written_out(query, key, value, logits, own, bias, scale, softcap)
     return output.transpose(1, 2).contiguous(), None
@@ -100,7 +100,7 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def _fused(
-    query: Tensor, key: Tensor, value: Tensor, logits: Tensor, own: Tensor | None, mask: Any, scale: float
+    query: Tensor, key: Tensor, value: Tensor, logits: Tensor, own: Tensor | None, mask: BlockMask, scale: float
 ) -> Tensor:
     kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     gqa = query.shape[1] != key.shape[1]
@@ -110,7 +110,7 @@ def _fused(
     return with_outlet(output, more.lse, logits, own)
 
 
-def _bias(query: Tensor, key: Tensor, mask: Any, window: int | None) -> Tensor | None:
+def _bias(query: Tensor, key: Tensor, mask: Tensor | None, window: int | None) -> Tensor | None:
     """What is added to the scores: (B or 1, 1, L, N), in the dtype of `query`; None where all keys are seen."""
     queries, keys = query.shape[2], key.shape[2]
     if mask is None and window is None and queries == 1:
@@ -193,3 +193,6 @@ class _Flash(torch.autograd.Function):
             d_own = (share[..., None] * wide).sum(dim=(0, 2)).to(own.dtype)
         d_logits = (share * reached).sum_to_size(logits.shape).to(logits.dtype)
         return d_query, d_key, d_value, d_logits, d_own, None, None, None
+
+
+_flash: Callable[..., Tensor] = _Flash.apply

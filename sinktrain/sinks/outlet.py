@@ -54,9 +54,9 @@ def outlet_logits(module: nn.Module, query: Tensor, scaling: float) -> Tensor | 
     if kind == "zero":
         return torch.zeros(1, 1, 1, dtype=dtype, device=query.device)
     if kind == "logit":
-        sinks: Tensor = module.sinks.to(dtype)  # type: ignore[operator, assignment, union-attr]
+        sinks: Tensor = module.sinks.to(dtype)  # type: ignore[assignment]
         return sinks[None, :, None]
-    key: Tensor = module.sink_key.to(dtype)  # type: ignore[operator, assignment, union-attr]
+    key: Tensor = module.sink_key.to(dtype)  # type: ignore[assignment]
     with torch.autocast(query.device.type, enabled=False):
         folded = query.to(dtype).unflatten(1, (len(key), -1))  # (B, H_kv, G, L, D)
         products: Tensor = folded @ key[:, None, :, None]

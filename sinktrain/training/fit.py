@@ -9,14 +9,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
 from sinktrain.data import SinkDataModule
 from sinktrain.training.checkpoints import check_record, read_checkpoint
+from sinktrain.training.garbage import GarbageCollection
 from sinktrain.training.module import SinkModule
+from sinktrain.training.progress import ProgressBar
+from sinktrain.training.run_record import RecordRun
+from sinktrain.training.throughput import Throughput
 
 
 class FitCLI(LightningCLI):
@@ -30,6 +34,11 @@ class FitCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are raised, so that the command line can say them in one sentence."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What every run has, with options of its own."""
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(GarbageCollection, "garbage")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's would put the checkpoint's hyperparameters over the command line's (its issue 21455)."""
@@ -59,6 +68,11 @@ class FitCLI(LightningCLI):
         losses = [f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in ("train/loss", "val/loss")
                   if name in trainer.callback_metrics]  # fmt: skip
         say(f"trained {trainer.global_step} steps: {', '.join(losses)}")
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        speed = next(found.tokens_per_second for found in callbacks if isinstance(found, Throughput))
+        if speed is not None:
+            ranks = "1 process" if trainer.world_size == 1 else f"{trainer.world_size} processes"
+            say(f"speed: {speed:,.0f} tokens/s (every position that {ranks} computed)")
         for logger in trainer.loggers:
             say(f"logs: {logger.log_dir or logger.save_dir}")
         callback = trainer.checkpoint_callback
@@ -97,7 +111,7 @@ def fit(arguments: list[str]) -> None:
         trainer_defaults={
             "enable_progress_bar": on_terminal,
             "enable_model_summary": False,
-            "callbacks": [RichProgressBar()] if on_terminal else [],
+            "callbacks": [ProgressBar()] if on_terminal else [],
             # The samples never end and are dealt out by sinktrain: an epoch is the whole run, and validation goes by
             # micro-batches.
             "check_val_every_n_epoch": None,
@@ -105,6 +119,7 @@ def fit(arguments: list[str]) -> None:
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
         },
+        save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         parser_kwargs={"description": "Trains a model with a sink token in front of every sample."},

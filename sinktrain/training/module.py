@@ -118,7 +118,7 @@ class SinkModule(L.LightningModule):
 
     def _inputs(self, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
         # transformers tells documents apart by positions that restart only without a cache and a mask
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         if position_ids is not None and self.own_masks:
             inputs["attention_mask"] = document_mask(self.model, position_ids)
         return inputs
@@ -154,7 +154,7 @@ class SinkModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the gradient into that of the token-weighted mean over the global batch, judges it, and logs."""
         for name, value in self._step.finish(optimizer).items():
-            self.log(name, value, prog_bar=name == "train/loss")
+            self.log(name, value)
 
     def configure_gradient_clipping(
         self,

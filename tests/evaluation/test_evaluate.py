@@ -19,6 +19,7 @@ from sinktrain.evaluation.grid import full_cache, parse_caches
 from sinktrain.evaluation.results import read_results
 from sinktrain.evaluation.subject import ModelOptions, load_subject, load_text
 from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.streaming import CacheSpec, reference_nll
@@ -183,3 +184,23 @@ def test_verify_writes_and_exits(model_folder: Path, prepared_folder: Path, tmp_
     assert "Proven: on 700 tokens" in said and "Not proven" in said
     assert main(["verify", "--results", str(tmp_path)]) == 2
     assert main([*judged, "--margin", "0"]) == 2
+
+
+def test_attention_to_first_beside_an_outlet(sink_folder: Path, prepared_folder: Path) -> None:
+    """An outlet takes from every head what it gets, and a model with one is not looked at as if it had none."""
+    subject = load_subject(ModelOptions(str(sink_folder)))
+    text = load_text(str(prepared_folder), subject.tokenizer, 150)
+    plain = attention_to_first(subject, text, length=32, sequences=4)
+    add_outlet(subject.model, SinkConfig(kind="logit"))
+    found = {}
+    for logit in (-30.0, 1.0, 30.0):
+        with torch.no_grad():
+            for layer in subject.model.model.layers:
+                layer.self_attn.sinks.fill_(logit)
+        found[logit] = attention_to_first(subject, text, length=32, sequences=4)
+    assert plain is not None and "outlet" not in plain
+    outlet, share = (np.array([found[logit][key] for logit in found]) for key in ("outlet", "share"))  # type: ignore[index]
+    assert outlet.shape == (3, 3, 4) and outlet[0].max() < 1e-6 and outlet[2].min() > 0.999
+    assert (outlet[1] > 0.02).all() and (share[0] > share[1]).all() and share[2].max() < 1e-3
+    # Without an outlet to speak of: the plain figures, but for query 0, which sees nothing but itself.
+    assert np.allclose(share[0], (np.array(plain["share"]) * 31 + 1) / 32, atol=1e-4)

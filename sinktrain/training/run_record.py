@@ -1,0 +1,130 @@
+"""What a run was: its config, the code's git state, versions, machine; in every logger, and beside the logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import SaveConfigCallback
+
+import sinktrain
+
+_PACKAGES = ("sinktrain", "torch", "lightning", "transformers", "tokenizers", "datasets", "numpy")
+FILE = "run.json"
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """Where a run's own files lie, beside its logs; None where that would be the working directory itself.
+
+    So it is without a logger (or with wandb, whose logs have a folder of their own), unless trainer.default_root_dir
+    says otherwise. All ranks must ask.
+    """
+    folder = trainer.log_dir
+    return None if folder is None or Path(folder).resolve() == Path.cwd() else Path(folder)
+
+
+class RecordRun(SaveConfigCallback):
+    """Gives the config and the state of the code and the machine to all loggers, and writes them into `run_folder`.
+
+    There they are `config.yaml`, of the last start, and `run.json`, a list with an entry for each start: a run that is
+    resumed into the same folder adds one.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Saves once."""
+        self._folder = run_folder(trainer)
+        self.save_to_log_dir = self._folder is not None
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called by Lightning once, on rank 0."""
+        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        entry = run_entry(trainer, config.get("ckpt_path"))
+        if self._folder is not None:
+            append_run(self._folder / FILE, entry)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**config, "run": entry})
+
+
+def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, Any]:
+    """What is to be known of this start of a run, as plain values; `checkpoint` is what it goes on from."""
+    device = trainer.strategy.root_device
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "ranks": trainer.world_size,
+        "nodes": trainer.num_nodes,
+        "precision": trainer.precision,
+        "ckpt_path": checkpoint,
+        "git": {"sinktrain": git_state(Path(sinktrain.__file__).parent), "folder": git_state(Path.cwd())},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, branch (None on none) and whether tracked files differ from the commit; None outside a repository.
+
+    A folder that its repository ignores, such as an installed package in a `.venv`, is outside.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None or _git(folder, "check-ignore", "-q", ".") is not None:
+        return None
+    return {
+        "commit": commit,
+        "branch": _git(folder, "symbolic-ref", "--short", "-q", "HEAD"),
+        "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says, stripped; None where it fails, or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def append_run(path: Path, entry: dict[str, Any]) -> None:
+    """Adds an entry to a list in a JSON file, which is never seen half written; one that is damaged is put aside."""
+    entries: list[Any] = []
+    if path.exists():
+        try:
+            entries = list(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            path.replace(path.with_suffix(".damaged.json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps([*entries, entry], indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
