@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import VOCABULARY, tiny_model
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sinktrain.base.errors import UserError
@@ -18,6 +19,7 @@ from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import NAME, add_outlet
 from sinktrain.training import OptimizerConfig, SinkModule
 from sinktrain.training.checkpoints import load_checkpoint
+from sinktrain.training.masks import document_mask
 
 SINKS = {
     "none": SinkConfig(kind="none"),
@@ -233,3 +235,26 @@ def test_what_cannot_have_an_outlet_is_refused() -> None:
 def test_settings_that_mean_nothing(fields: dict[str, Any], option: str) -> None:
     with pytest.raises(UserError, match=option):
         SinkConfig(**fields)
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_documents_as_on_a_gpu(kind: str, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention and its block masks, unfused and without gradients, since on CPU there are none."""
+
+    def eager(*args: Any, training: bool = False, **options: Any) -> Any:
+        return flex_attention(*args, **options)
+
+    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", eager)
+    monkeypatch.setattr("sinktrain.sinks.attention._compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr("sinktrain.training.masks._block_mask", lambda: create_block_mask)
+    module = SinkModule(config=LLAMA, tokenizer=str(tokenizer_folder), sink=SINKS[kind])
+    module.configure_model()
+    loud_sinks(module.model.eval())
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in ([9, 1, 14], [20, 4])])
+    with torch.no_grad():
+        expected = module(IDS, positions)
+        assert document_mask(module.model, positions).shape == (2, 1, 24, 24)
+        monkeypatch.setattr("sinktrain.training.masks._fits_flex", lambda model, device: True)
+        assert isinstance(document_mask(module.model, positions), BlockMask)
+        assert torch.allclose(module(IDS, positions), expected, atol=1e-5)
+        assert not torch.allclose(module(IDS), expected, atol=1e-4)
