@@ -72,7 +72,18 @@ def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) 
     assert float(re.search(r"tensor\((.*?)\)", done.stdout)[1]) > 1  # type: ignore[index]
 
 
-# For the README's second block of commands, which a shell runs: what makes them small, before their own options.
+def test_training_from_scratch(tmp_path: Path) -> None:
+    """Twelve steps of a model of 8 million parameters, with the sink that the README chose."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for line in blocks("bash")[1].replace("\\\n", " ").strip().splitlines():
+        _, verb, *options = shlex.split(line)
+        few = ["--data.global_batch_tokens", "256"] if verb == "fit" else []
+        done = run(["-m", "sinktrain.cli", verb, *options, *SMALL[verb], *few], tmp_path)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "trained 12 steps" in done.stdout
+
+
+# For the README's third block of commands, which a shell runs: what makes them small, before their own options.
 IN_A_TERMINAL = {
     "generate": "--max_tokens 8",
     "chat": "--max_tokens 8",
@@ -88,7 +99,7 @@ def test_the_commands_in_a_terminal(model_folder: Path, tmp_path: Path) -> None:
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     (tmp_path / "start.txt").write_text("the cat sat")
-    block = blocks("bash")[1]
+    block = blocks("bash")[2]
     for line in block.strip().splitlines():
         verb = next(verb for verb in IN_A_TERMINAL if f"sinktrain {verb} " in line)
         command = line.split("  #")[0].replace("MODEL", str(folder))

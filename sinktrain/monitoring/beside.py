@@ -30,7 +30,7 @@ def beside_training(trainer: L.Trainer, module: L.LightningModule) -> Iterator[N
             yield
         finally:
             for part, training, compiled in parts:
-                part._compiled_call_impl = compiled
+                part.training, part._compiled_call_impl = training, compiled
 
 
 class Monitor(L.Callback):

@@ -49,7 +49,7 @@ class SinkMonitor(Monitor):
     """
 
     def __init__(
-        self, every_n_steps: int = 200, sequences: int = 100, length: int = 64, first: int = 4, text: str | None = None
+        self, every_n_steps: int = 250, sequences: int = 100, length: int = 64, first: int = 4, text: str | None = None
     ) -> None:
         super().__init__("sinks", every_n_steps)
         at_least("SinkMonitor.sequences", sequences, 1)

@@ -46,6 +46,7 @@ class StreamingProbe(Monitor):
         if stage != "fit":
             return
         sinks = pl_module.sink_ids
+        at_least("StreamingProbe.size", self.size, len(sinks) + 1)
         fits(pl_module, self.size + 1, f"StreamingProbe.size {self.size}")  # a query sees itself as well
         texts = held_out(trainer, pl_module, self.text, "StreamingProbe.text")
         text = sequences(texts[:1], 1, self.tokens, "StreamingProbe.tokens")[0]

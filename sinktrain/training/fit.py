@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -39,6 +40,12 @@ class FitCLI(LightningCLI):
         """What every run has, with options of its own."""
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(GarbageCollection, "garbage")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A Trainer whose progress bar shows what the other callbacks have just logged."""
+        trainer = super().instantiate_trainer(**kwargs)
+        bar_last(trainer)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's would put the checkpoint's hyperparameters over the command line's (its issue 21455)."""
@@ -82,6 +89,12 @@ class FitCLI(LightningCLI):
                 found.append(Path(callback.dirpath) / "last.ckpt")  # the run ended between two saves
                 trainer.save_checkpoint(found[-1])
             say(f"checkpoint: {_relative(str(found[-1]))}")
+
+
+def bar_last(trainer: L.Trainer) -> None:
+    """Lets the progress bar be called after all other callbacks."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
 
 
 _NOISE = (

@@ -50,7 +50,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def compare_around_looks(monitor: Any) -> list[int]:
-    """Lets each look of `monitor` be compared with what was there before; gives the steps of the looks, as they come."""
+    """Lets each look of `monitor` be compared with what was there before; gives the steps of the looks."""
     steps: list[int] = []
     look = monitor._look
 

@@ -28,7 +28,7 @@ class Losses(L.Callback):
 
 
 def new_module(tokenizer: Path, kind: str = "token", config: dict[str, Any] | None = None, **fields: Any) -> SinkModule:
-    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=1)
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
     sink = fields.pop("sink", SinkConfig(kind=kind))
     return SinkModule(
         config={**CONFIG, **(config or {})}, tokenizer=str(tokenizer), sink=sink, optimizer=optimizer, **fields
