@@ -37,27 +37,33 @@ AttentionInterface.register(_UNMASKED["sdpa"], _plain)
 AttentionInterface.register(_UNMASKED[SINKS], sink_attention)
 
 
-def leave_out_masks(model: PreTrainedModel) -> bool:
-    """Keeps transformers from making masks for `model`, if that changes nothing; says whether it did.
+@torch.no_grad()
+def unmasked_attention(model: PreTrainedModel) -> str | None:
+    """The name of the attention of `model` under which transformers makes no masks, if that changes nothing.
 
-    Then its samples are whole texts, or come with a `document_mask`. It changes something where layers have windows,
-    unless the attention is ours, which minds them itself.
+    With it, samples are whole texts or come with a `document_mask`; padding would not be seen, so it is for training
+    alone. It changes something where layers have windows, unless the attention is ours, which minds them itself.
     """
     before = model.config._attn_implementation
     if before not in _UNMASKED or (before == "sdpa" and _has_windows(model)):
-        return False
+        return None
     ids = torch.arange(4, device=model.device)[None]
     training = model.training
     model.eval()
-    with torch.no_grad():
-        expected = model(input_ids=ids, use_cache=False).logits
-        model.config._attn_implementation = _UNMASKED[before]
+    expected = model(input_ids=ids, use_cache=False).logits
+    model.config._attn_implementation = _UNMASKED[before]
+    try:
         found = model(input_ids=ids, use_cache=False).logits
-    model.train(training)
-    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
-    if not same:
+    finally:
         model.config._attn_implementation = before
-    return same
+        model.train(training)
+    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+    return _UNMASKED[before] if same else None
+
+
+def is_unmasked(model: PreTrainedModel) -> bool:
+    """Whether `model` attends without masks of transformers now."""
+    return model.config._attn_implementation in _UNMASKED.values()
 
 
 def _has_windows(model: PreTrainedModel) -> bool:

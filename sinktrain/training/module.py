@@ -25,7 +25,7 @@ from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.guards import GuardConfig
 from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
-from sinktrain.training.masks import document_mask, leave_out_masks
+from sinktrain.training.masks import document_mask, is_unmasked, unmasked_attention
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.schedule import build_schedule
 from sinktrain.training.step import CONSTANT, GlobalStep
@@ -87,6 +87,8 @@ class SinkModule(L.LightningModule):
         fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
         self.trained_length = trained_length(fields)
         self.model: Any = None
+        self._unmasked: str | None = None  # the attention to train with, and
+        self._attention: str | None = None  # the model's own while training
         self._step: Any = None  # a GlobalStep while training
         self._guard_state: dict[str, Any] | None = None
 
@@ -103,7 +105,7 @@ class SinkModule(L.LightningModule):
         grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
         add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
-        self.own_masks = leave_out_masks(self.model)
+        self._unmasked = unmasked_attention(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
@@ -119,7 +121,7 @@ class SinkModule(L.LightningModule):
     def _inputs(self, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
         # transformers tells documents apart by positions that restart only without a cache and a mask
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
-        if position_ids is not None and self.own_masks:
+        if position_ids is not None and is_unmasked(self.model):
             inputs["attention_mask"] = document_mask(self.model, position_ids)
         return inputs
 
@@ -134,6 +136,17 @@ class SinkModule(L.LightningModule):
         hidden = self.model.base_model(**self._inputs(ids, positions)).last_hidden_state
         head = self.model.get_output_embeddings()
         return next_token_loss(hidden, head, labels, self.z_loss, self.compiled)
+
+    def on_fit_start(self) -> None:
+        """Lets the model attend without masks of transformers, which make the host wait; `teardown` ends that."""
+        if self._unmasked is not None and self._attention is None:
+            self._attention = self.model.config._attn_implementation
+            self.model.config._attn_implementation = self._unmasked
+
+    def teardown(self, stage: str) -> None:
+        """Gives the model its attention back, which sees padding too."""
+        if self._attention is not None:
+            self.model.config._attn_implementation, self._attention = self._attention, None
 
     def on_train_start(self) -> None:
         """Starts the first optimizer step, where the checkpoint left it."""

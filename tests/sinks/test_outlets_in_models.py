@@ -142,13 +142,16 @@ def test_zero_is_a_logit_of_nothing_and_a_key_of_nothing() -> None:
 
 @pytest.mark.parametrize("kind", SINKS)
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "mistral"])
-def test_packed_documents_are_as_if_alone(kind: str, model_type: str, tokenizer_folder: Path) -> None:
-    """In the module's own forward; with a window in the last of them, which transformers' masks must know."""
+@pytest.mark.parametrize("training", [True, False])
+def test_packed_documents_are_as_if_alone(kind: str, model_type: str, training: bool, tokenizer_folder: Path) -> None:
+    """In the module's own forward, with our masks and those of transformers; with a window in the last of them."""
     fields = {"sliding_window": 5} if model_type == "mistral" else {}
     module = SinkModule(
         config={**LLAMA, **fields, "model_type": model_type}, tokenizer=str(tokenizer_folder), sink=SINKS[kind]
     )
     module.configure_model()
+    if training:
+        module.on_fit_start()
     loud_sinks(module.model.double().eval())
     with torch.no_grad():
         for name, weight in module.model.named_parameters():
@@ -192,6 +195,12 @@ def test_a_checkpoint_brings_the_outlet_back(
         return module.eval(), folder / f"{steps}.ckpt"
 
     whole, at = fit(6, tmp_path)
+    assert whole.model.config._attn_implementation == NAME  # which sees padding, as that of training does not
+    padded = torch.cat((IDS[:1, :3], IDS[:1]), dim=1)
+    mask = torch.cat((torch.zeros(1, 3), torch.ones(1, 24)), dim=1)
+    with torch.no_grad():
+        found = whole.model(padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0).long()).logits
+        assert torch.allclose(found[:, 3:], whole(IDS[:1]), atol=1e-5)
     found = load_checkpoint(at)
     assert found.sink == SINKS[kind] and not found.model.training
     with torch.no_grad():
@@ -249,6 +258,7 @@ def test_documents_as_on_a_gpu(kind: str, tokenizer_folder: Path, monkeypatch: p
     monkeypatch.setattr("sinktrain.training.masks._block_mask", lambda: create_block_mask)
     module = SinkModule(config=LLAMA, tokenizer=str(tokenizer_folder), sink=SINKS[kind])
     module.configure_model()
+    module.on_fit_start()
     loud_sinks(module.model.eval())
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in ([9, 1, 14], [20, 4])])
     with torch.no_grad():
