@@ -1,6 +1,6 @@
 """Trains a recipe once for every kind of sink and every seed, streams held-out text through each, and prints the table.
 
-    python scripts/compare_kinds.py recipes/tiny
+    python scripts/compare_kinds.py recipes/tiny --jobs 2           two runs at a time, each on half of the cores
     python scripts/compare_kinds.py recipes/table3 --kinds none token --seeds 0 1 2
     python scripts/compare_kinds.py recipes/table3-small --table    only the table, from the runs that are there
     python scripts/compare_kinds.py recipes/seeds --kinds none token --fit --trainer.max_steps 500
@@ -16,8 +16,10 @@ Runs of one seed share the initial weights and the order of the samples, so kind
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,9 @@ def settings(recipe: Path, file: str, folder: Path, kind: str, seed: int) -> dic
     return found
 
 
-def run(recipe: Path, out: Path, kind: str, seed: int, more: list[str]) -> None:
-    """Trains and evaluates one kind with one seed, unless that is done."""
+def run(recipe: Path, out: Path, kind: str, seed: int, more: list[str], threads: int | None = None) -> None:
+    """Trains and evaluates one kind with one seed, on so many threads (None: all), unless that is done."""
+    environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     folder = out / f"{kind}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     for file, verb in (("fit.yaml", "fit"), ("evaluate.yaml", "evaluate")):
@@ -68,7 +71,7 @@ def run(recipe: Path, out: Path, kind: str, seed: int, more: list[str]) -> None:
             kept = folder / "checkpoints" / "last.ckpt"
             command += ["--ckpt_path", str(kept)] if kept.exists() else []
         print(f"\n[{kind}, seed {seed}] {' '.join(command[3:])}", flush=True)
-        subprocess.run(command, check=True, cwd=ROOT)
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
         done.touch()
 
 
@@ -79,14 +82,23 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="default: runs/RECIPE")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time on a CPU; default: 1")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
     parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="all that follows goes to `sinktrain fit`")
     options = parser.parse_args()
     out = options.out or Path("runs") / options.recipe.name
     if not options.table:
-        for seed in options.seeds:  # all kinds of a seed before the next seed, so that a table is there early
-            for kind in options.kinds:
-                run(options.recipe, out, kind, seed, options.fit)
+        threads = None if options.jobs == 1 else max(1, (os.cpu_count() or 1) // options.jobs)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            # All kinds of a seed before the next seed, so that a table is there early.
+            runs = [(kind, seed) for seed in options.seeds for kind in options.kinds]
+            begun = [pool.submit(run, options.recipe, out, *each, options.fit, threads) for each in runs]
+            try:
+                for each in begun:
+                    each.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     print_table(read_runs(out, options.kinds, options.seeds), out)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -121,3 +123,19 @@ def test_what_follows_fit_goes_to_fit(tmp_path: Path, monkeypatch: pytest.Monkey
     assert calls[3][3:] == []
     compare_kinds.main()
     assert len(calls) == 4  # all were done
+
+
+def test_two_jobs_share_the_cores_and_a_failure_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def fails(command: list[str], env: dict[str, str], **_: object) -> None:
+        threads.append(env["OMP_NUM_THREADS"])
+        time.sleep(0.05)  # so that the first failure is heard of before all have failed
+        raise subprocess.CalledProcessError(2, command)
+
+    monkeypatch.setattr(compare_kinds.subprocess, "run", fails)
+    monkeypatch.setattr(compare_kinds.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(sys, "argv", ["compare_kinds.py", str(RECIPES[0]), "--out", str(tmp_path), "--jobs", "2"])
+    with pytest.raises(subprocess.CalledProcessError):
+        compare_kinds.main()
+    assert set(threads) == {"3"} and 1 <= len(threads) < 21  # of 7 kinds with 3 seeds
