@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
     parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="all that follows goes to `sinktrain fit`")
     options = parser.parse_args()
-    out = options.out or Path("runs") / options.recipe.name
+    out = (options.out or ROOT / "runs" / options.recipe.name).resolve()
     if not options.table:
         threads = None if options.jobs == 1 else max(1, (os.cpu_count() or 1) // options.jobs)
         with ThreadPoolExecutor(options.jobs) as pool:

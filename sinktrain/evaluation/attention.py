@@ -55,10 +55,9 @@ def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequen
 
 def _shares(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """The attention (layers, heads) on position 0 and on the outlet, averaged over `rows` (B, T)."""
-    if any(has_outlet(module) for module in model.modules()):
-        alpha, outlet = attention_columns(model, rows, [0])
+    if any(has_outlet(module) or isinstance(getattr(module, "sinks", None), Tensor) for module in model.modules()):
+        alpha, outlet = attention_columns(model, rows, [0], after=1)  # eager weights may leave the outlet out
         assert outlet is not None
-        # Query 0 counts here, since the outlet leaves it a choice.
         return alpha[..., 0].mean(dim=0), outlet.mean(dim=0)
     with attention_implementation(model, "eager"):
         layers = model(input_ids=rows, use_cache=False, output_attentions=True).attentions

@@ -18,7 +18,7 @@ _ALIKE = 1e-2
 
 
 def attention_columns(
-    model: PreTrainedModel, ids: Tensor, positions: Sequence[int], *, check: bool = False
+    model: PreTrainedModel, ids: Tensor, positions: Sequence[int], *, check: bool = False, after: int = 0
 ) -> tuple[Tensor, Tensor | None]:
     """The attention on some positions, and on the softmax's outlet, where it has one.
 
@@ -28,17 +28,18 @@ def attention_columns(
         model: in evaluation mode.
         ids: (B, T) token ids without padding.
         positions: P of them.
+        after: leave out so many queries from position k on: with 1, query k itself.
         check: run the model's own attention too, and see that its output is the same.
 
     Returns:
-        alpha (B, layers, H, P): of each head, the mean over the queries i >= k of the attention from i to position k,
+        alpha (B, layers, H, P): of each head, the mean over the queries i >= k + after of the attention from i to position k,
         as Gu et al. have it (arXiv 2410.10781, section 3.1); and (B, layers, H) the mean over all queries of that on
         the outlet, or None.
 
     Raises:
         UserError: the model does not attend through the interface of transformers, or not as this knows.
     """
-    observer = _Observer(positions)
+    observer = _Observer(positions, after)
     base = model.base_model
     with observer.at_work(model):
         hidden = base(input_ids=ids, use_cache=False).last_hidden_state
@@ -62,8 +63,8 @@ def _not_seen(model: PreTrainedModel) -> UserError:
 class _Observer:
     """An attention function that keeps sums."""
 
-    def __init__(self, positions: Sequence[int]) -> None:
-        self.positions = positions
+    def __init__(self, positions: Sequence[int], after: int) -> None:
+        self.positions, self.after = positions, after
         self.columns: list[Tensor] = []
         self.outlets: list[Tensor] = []
 
@@ -115,7 +116,9 @@ class _Observer:
                 output = with_outlet(output, lse, logits, outlet_value(module, q.shape[1]))
                 weights = weights * torch.sigmoid(lse - logits)[..., None]
                 self.outlets.append(torch.sigmoid(logits - lse).mean(dim=-1))
-        self.columns.append(torch.stack([weights[:, :, p:, p].mean(dim=-1) for p in self.positions], dim=-1))
+        self.columns.append(
+            torch.stack([weights[:, :, p + self.after :, p].mean(dim=-1) for p in self.positions], dim=-1)
+        )
         return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
 

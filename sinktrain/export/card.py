@@ -65,8 +65,8 @@ def _about(trained: Trained) -> str:
         what = "a logit of 0" if trained.sink.kind == "zero" else "a learned logit"
         return (
             f"A {kind} with {size} parameters. The softmax of every head has {what} beside those of the text, whose "
-            "value is zero: its attention sink takes no place in the key-value cache and is never evicted. All "
-            "multipliers of its architecture are 1: it is a Llama but for that."
+            "value is zero: its attention sink takes no place in the key-value cache and is never evicted. It "
+            "needs transformers 5.18 or later."
         )
     if count == 0:
         return f"A {kind} with {size} parameters, trained without a sink."

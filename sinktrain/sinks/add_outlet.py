@@ -41,8 +41,6 @@ def add_outlet(model: PreTrainedModel, config: SinkConfig) -> None:
     if not config.has_outlet:
         return
     text = model.config.get_text_config()
-    if getattr(text, "attention_dropout", 0.0):
-        raise UserError(f"sink.kind {config.kind}: needs model.config.attention_dropout 0; set it, or use kind token.")
     found = _attention_modules(model, config.kind)
     spread = float(getattr(text, "initializer_range", 0.02))
     for number, (module, heads, key_heads, width) in enumerate(found):
@@ -71,9 +69,11 @@ def _like(module: nn.Module, x: Tensor) -> Tensor:
 def _attention_modules(model: PreTrainedModel, kind: str) -> list[tuple[Any, int, int, int]]:
     """The modules that attend through the interface, with H, H_kv and D; found by running two tokens."""
     found: list[tuple[Any, int, int, int]] = []
+    dropout: list[float] = []
 
     def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         found.append((module, query.shape[1], key.shape[1], query.shape[-1]))
+        dropout.append(kwargs.get("dropout") or 0.0)
         if kwargs.get("position_bias") is not None or value.shape[-1] != query.shape[-1]:
             found.clear()
         return query.transpose(1, 2).contiguous(), None
@@ -81,10 +81,12 @@ def _attention_modules(model: PreTrainedModel, kind: str) -> list[tuple[Any, int
     AttentionInterface.register(_PROBE, probe)
     before, training = model.config._attn_implementation, model.training
     model.config._attn_implementation = _PROBE
-    model.eval()
+    model.train()  # so that dropout shows, whatever the config calls it
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
             model(input_ids=torch.arange(2, device=model.device)[None], use_cache=False)
+    except (TypeError, RuntimeError, AttributeError):  # it does something of its own with masks or values
+        found.clear()
     finally:
         model.config._attn_implementation = before
         model.train(training)
@@ -93,5 +95,9 @@ def _attention_modules(model: PreTrainedModel, kind: str) -> list[tuple[Any, int
         raise UserError(
             f"sink.kind {kind}: {model.config.model_type} does not attend once a layer through the attention interface "
             "of transformers; use sink.kind token, which every model takes."
+        )
+    if any(dropout):
+        raise UserError(
+            f"sink.kind {kind}: model.config has attention dropout {max(dropout)}, which no outlet knows; set it to 0."
         )
     return found

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
+from sinktrain.base.errors import UserError
 from sinktrain.sinks.outlet import outlet_logits, outlet_value, with_outlet
 
 
@@ -36,6 +37,7 @@ def sink_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function for transformers' `AttentionInterface`; the module has an outlet (see `outlet`).
@@ -45,21 +47,30 @@ def sink_attention(
         query: (B, H, L, D), rotated.
         key: (B, H_kv, N, D), rotated.
         value: (B, H_kv, N, D_v).
-        attention_mask: (B or 1, 1, L, >= N), bool or added to the scores, or a BlockMask on CUDA; None for causal.
+        attention_mask: (B or 1, 1, L, >= N), bool or added to the scores, or a BlockMask on CUDA; None for causal, where
+            1 < L < N are the first tokens of a cache that has room for N.
         scaling: multiplies the scores, by default D^-1/2.
         sliding_window: W; a query sees the keys at a distance below W, and the outlet.
         softcap: bounds the scores (Gemma 2), not the outlet's.
+        dropout: of the weights; must be 0.
         **kwargs: whatever else transformers passes.
 
     Returns:
         The output (B, L, H, D_v), and None for the weights.
+
+    Raises:
+        UserError: there is dropout.
     """
+    if dropout:
+        raise UserError(f"model.config: has attention dropout {dropout}, which no outlet knows; set it to 0.")
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits, own = outlet_logits(module, query, scale), outlet_value(module, query.shape[1])
     assert logits is not None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     window = None if sliding_window is None or sliding_window >= key.shape[2] else sliding_window
     fits = softcap is None and query.shape[-1] == value.shape[-1]
     if fits and attention_mask is None and can_fuse(query, key):
@@ -91,12 +102,13 @@ def causal_blocks(length: int, window: int | None, device: torch.device) -> Bloc
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (i >= j) if window is None else (i >= j) & (i - j < window)
 
-    return create_block_mask(seen, None, None, length, length, device=str(device))
+    with torch.inference_mode(False):  # it is kept, and may be asked for in a validation first
+        return create_block_mask(seen, None, None, length, length, device=str(device))
 
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention)
 
 
 def _fused(
@@ -123,8 +135,10 @@ def _bias(query: Tensor, key: Tensor, mask: Tensor | None, window: int | None) -
     if mask is not None:
         mask = mask[..., :keys]
         if mask.dtype != torch.bool:
-            return mask.to(query.dtype).masked_fill(~seen, float("-inf"))
+            bias = mask.to(query.dtype).masked_fill(~seen, float("-inf"))
+            return bias.masked_fill(bias.isneginf().all(dim=-1, keepdim=True), 0.0)
         seen = seen & mask
+    seen = seen | ~seen.any(dim=-1, keepdim=True)  # what padding itself sees is nobody's, but must be a number
     bias = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, float("-inf"))
     return bias.expand(1 if bias.dim() == 2 else len(bias), 1, queries, keys)
 

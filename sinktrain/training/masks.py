@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 
 def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
     """Fused attention of transformers, by the kind of mask."""
-    attend: Any = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
-    return attend(module, query, key, value, mask, **kwargs)
+    if not isinstance(mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    flex: Any = flex_attention_forward
+    return flex(module, query.to(dtype), key.to(dtype), value.to(dtype), mask, **kwargs)
 
 
 # transformers makes no mask for the names that its `AttentionMaskInterface` does not know.
 _UNMASKED = {"sdpa": "sinktrain_unmasked_sdpa", SINKS: "sinktrain_unmasked"}
+_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 AttentionInterface.register(_UNMASKED["sdpa"], _plain)
 AttentionInterface.register(_UNMASKED[SINKS], sink_attention)
 
@@ -45,7 +50,7 @@ def unmasked_attention(model: PreTrainedModel) -> str | None:
     alone. It changes something where layers have windows, unless the attention is ours, which minds them itself.
     """
     before = model.config._attn_implementation
-    if before not in _UNMASKED or (before == "sdpa" and _has_windows(model)):
+    if before not in _UNMASKED or (before == "sdpa" and _has_windows(model)) or _has_chunks(model):
         return None
     ids = torch.arange(4, device=model.device)[None]
     training = model.training
@@ -54,6 +59,8 @@ def unmasked_attention(model: PreTrainedModel) -> str | None:
     model.config._attn_implementation = _UNMASKED[before]
     try:
         found = model(input_ids=ids, use_cache=False).logits
+    except (TypeError, AttributeError, RuntimeError):  # it does something of its own with the mask, as Falcon does
+        return None
     finally:
         model.config._attn_implementation = before
         model.train(training)
@@ -70,7 +77,14 @@ def _has_windows(model: PreTrainedModel) -> bool:
     text = model.config.get_text_config()
     window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
     kinds = set(getattr(text, "layer_types", None) or ())
-    return bool(window) or bool(kinds - {"full_attention"}) or bool(getattr(text, "attention_chunk_size", None))
+    return bool(window) or bool(kinds - {"full_attention"}) or _has_chunks(model)
+
+
+def _has_chunks(model: PreTrainedModel) -> bool:
+    """Whether a layer sees otherwise than causally or in a window (Llama 4), which a mask alone tells it."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
+    return bool(kinds - {"full_attention", "sliding_attention"}) or bool(getattr(text, "attention_chunk_size", None))
 
 
 def document_mask(model: PreTrainedModel, position_ids: Tensor) -> Tensor | BlockMask:
@@ -99,7 +113,9 @@ def _fits_flex(model: PreTrainedModel, device: torch.device) -> bool:
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     capped = getattr(text, "attn_logit_softcapping", None) is not None
-    return device.type == "cuda" and width >= 16 and not capped and not _has_windows(model)
+    dropped = any(getattr(text, name, 0.0) for name in _DROPOUT)
+    plain = not (capped or dropped or text.model_type == "gpt2" or _has_windows(model))  # GPT-2 looks into its mask
+    return device.type == "cuda" and width >= 16 and plain
 
 
 @functools.cache

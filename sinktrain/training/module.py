@@ -148,6 +148,10 @@ class SinkModule(L.LightningModule):
         if self._attention is not None:
             self.model.config._attn_implementation, self._attention = self._attention, None
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What ends the run's own attention when the run fails, which Lightning's `teardown` does not hear of."""
+        return [_GiveBack()]
+
     def on_train_start(self) -> None:
         """Starts the first optimizer step, where the checkpoint left it."""
         self._step = GlobalStep(self.trainer, self.guard, self.device)
@@ -218,3 +222,8 @@ class SinkModule(L.LightningModule):
         """Refuses a checkpoint of another sink."""
         check_record(checkpoint, self.sink)
         self._guard_state = checkpoint.get("sinktrain_guard")
+
+
+class _GiveBack(L.Callback):
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        pl_module.teardown("fit")
