@@ -32,9 +32,9 @@ def attention_columns(
         check: run the model's own attention too, and see that its output is the same.
 
     Returns:
-        alpha (B, layers, H, P): of each head, the mean over the queries i >= k + after of the attention from i to position k,
-        as Gu et al. have it (arXiv 2410.10781, section 3.1); and (B, layers, H) the mean over all queries of that on
-        the outlet, or None.
+        alpha (B, layers, H, P): of each head, the mean over the queries i >= k + after of that from i to position k, as
+        Gu et al. have it (arXiv 2410.10781, section 3.1); and (B, layers, H) the mean over all queries of that on the
+        outlet, or None.
 
     Raises:
         UserError: the model does not attend through the interface of transformers, or not as this knows.

@@ -47,8 +47,8 @@ def sink_attention(
         query: (B, H, L, D), rotated.
         key: (B, H_kv, N, D), rotated.
         value: (B, H_kv, N, D_v).
-        attention_mask: (B or 1, 1, L, >= N), bool or added to the scores, or a BlockMask on CUDA; None for causal, where
-            1 < L < N are the first tokens of a cache that has room for N.
+        attention_mask: (B or 1, 1, L, >= N), bool or added to the scores, or a BlockMask on CUDA; None for causal,
+            where 1 < L < N are the first tokens of a cache that has room for N.
         scaling: multiplies the scores, by default D^-1/2.
         sliding_window: W; a query sees the keys at a distance below W, and the outlet.
         softcap: bounds the scores (Gemma 2), not the outlet's.

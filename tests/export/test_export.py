@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from sinktrain.base.models import load_model
 from sinktrain.cli import main
 from sinktrain.data import SinkDataModule
+from sinktrain.evaluation.attention import attention_to_first
+from sinktrain.evaluation.subject import ModelOptions, Subject, Text
 from sinktrain.sinks import SinkConfig
 from sinktrain.streaming import CacheSpec, SinkCache
 from sinktrain.training import OptimizerConfig, SinkModule
@@ -123,10 +127,23 @@ def test_a_llama_with_an_outlet_is_a_stock_architecture(
     assert json.loads((out / "config.json").read_text())["model_type"] == "granite_swa"
     subprocess.run([sys.executable, "-c", PLAIN_PROGRAM, str(out), str(tmp_path / "found.pt")], check=True)
     found = torch.load(tmp_path / "found.pt")
-    model = load_checkpoint(checkpoint).model
+    trained = load_checkpoint(checkpoint)
+    model, options = trained.model, ModelOptions("x")
+    text = Text("words", found["ids"][0].repeat(40))
     with torch.no_grad():
         expected = model(input_ids=found["ids"]).logits
         assert float((found["logits"] - expected).abs().max()) < 1e-5 * float(expected.abs().max().clamp(min=1))
+        shares = [
+            attention_to_first(Subject(each, trained.tokenizer, [], options, None), text, length=16, sequences=2)
+            for each in (model, load_model(str(out)))
+        ]
+        assert shares[0] is not None and "outlet" in shares[0] and np.allclose(
+            *([each["outlet"], each["share"]] for each in shares), atol=1e-4  # type: ignore[index]
+        )  # fmt: skip
+        streamed = model.generate(
+            found["ids"], past_key_values=SinkCache.for_model(model, "1+11"), max_new_tokens=60, do_sample=False
+        )
+        assert torch.equal(streamed, found["streamed"])
         model.set_attn_implementation("sdpa")  # the Llama alone
         assert float((found["logits"] - model(input_ids=found["ids"]).logits).abs().max()) > 1e-2
     assert "beside those of the text" in (out / "README.md").read_text()

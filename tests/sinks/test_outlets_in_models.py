@@ -17,9 +17,10 @@ from sinktrain.base.errors import UserError
 from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import NAME, add_outlet
+from sinktrain.sinks.attention import _written_out
 from sinktrain.training import OptimizerConfig, SinkModule
 from sinktrain.training.checkpoints import load_checkpoint
-from sinktrain.training.masks import document_mask
+from sinktrain.training.masks import document_mask, unmasked_attention
 
 SINKS = {
     "none": SinkConfig(kind="none"),
@@ -179,6 +180,79 @@ class StopAt(L.Callback):
 
 
 @pytest.mark.parametrize("kind", OUTLETS)
+def test_generating_with_a_static_cache(kind: str) -> None:
+    """Whose first tokens come without a mask into a cache that has room for more."""
+    model = tiny_model("llama")
+    add_outlet(model, SINKS[kind])
+    loud_sinks(model)
+    model.generation_config.disable_compile = True
+    options = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    expected = model.generate(IDS[:, :9], **options)
+    found = model.generate(IDS[:, :9], cache_implementation="static", **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.allclose(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("form", ["fused", "written out"])
+def test_padding_in_front_is_nobodys(family: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With soft caps too, and in the form without a kernel: a row that sees nothing must not spoil the others."""
+    if form == "written out":
+        monkeypatch.setattr("sinktrain.sinks.attention._flash", lambda q, k, v, logits, own, bias, causal, scale: (
+            _written_out(q, k, v, logits, own, bias, scale, None)
+        ))  # fmt: skip
+    if family == "llama":
+        model = tiny_model("llama")
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
+            "gemma2", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=6, attn_logit_softcapping=2.0,
+        )).eval()  # fmt: skip
+    add_outlet(model, SINKS["logit"])
+    loud_sinks(model)
+    padded = torch.cat((IDS[:1, :3], IDS[:1]), dim=1)
+    mask = torch.cat((torch.zeros(1, 3), torch.ones(1, 24)), dim=1)
+    places = (mask.cumsum(1) - 1).clamp(min=0).long()
+    with torch.no_grad():
+        found = model(padded, attention_mask=mask, position_ids=places, use_cache=False).logits
+        assert torch.allclose(found[:, 3:], model(IDS[:1], use_cache=False).logits, atol=1e-4)
+
+
+def test_layers_that_see_chunks_keep_their_masks() -> None:
+    """Llama 4's are told by a mask alone, so the attention without masks is not for it."""
+    config = AutoConfig.for_model(
+        "llama4_text", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48,
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_chunk_size=8,
+        num_local_experts=2, attention_dropout=0.0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    add_outlet(model, SINKS["zero"])
+    assert unmasked_attention(model) is None
+
+
+def test_a_run_that_fails_gives_the_attention_back(
+    tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    module = SinkModule(
+        config=LLAMA, tokenizer=str(tokenizer_folder), sink=SINKS["none"], optimizer=OptimizerConfig(warmup_steps=1)
+    )
+    seen: list[str] = []
+
+    class Fails(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            seen.append(module.model.config._attn_implementation)
+            raise RuntimeError("in the middle")
+
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, default_root_dir=tmp_path, callbacks=[Fails()],
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="in the middle"):
+        trainer.fit(module, SinkDataModule(str(prepared_folder), sequence_length=32, batch_size=2))
+    assert seen == ["sinktrain_unmasked_sdpa"] and module.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", OUTLETS)
 def test_a_checkpoint_brings_the_outlet_back(
     kind: str, tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path
 ) -> None:
@@ -222,8 +296,15 @@ def test_what_cannot_have_an_outlet_is_refused() -> None:
     )
     with pytest.raises(UserError, match=r"sink\.kind logit: bloom .*sink\.kind token"):
         add_outlet(bloom, SINKS["logit"])
-    with pytest.raises(UserError, match=r"attention_dropout"):
+    with pytest.raises(UserError, match=r"attention dropout 0\.1"):
         add_outlet(tiny_model("llama", attention_dropout=0.1), SINKS["zero"])
+    gpt2 = AutoConfig.for_model("gpt2", vocab_size=97, n_embd=32, n_layer=2, n_head=4)
+    with pytest.raises(UserError, match=r"attention dropout 0\.1"):  # which calls it attn_pdrop
+        add_outlet(AutoModelForCausalLM.from_config(gpt2), SINKS["kv"])
+    falcon = AutoConfig.for_model("falcon", vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises(UserError, match=r"sink\.kind zero: falcon"):
+        add_outlet(AutoModelForCausalLM.from_config(falcon), SINKS["zero"])
+    assert unmasked_attention(AutoModelForCausalLM.from_config(falcon).eval()) is None
     model = tiny_model("llama")
     add_outlet(model, SINKS["none"])
     add_outlet(model, SINKS["token"])
