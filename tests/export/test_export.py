@@ -114,8 +114,7 @@ def outlet_checkpoint(tokenizer: Path, data: Path, folder: Path, sink: SinkConfi
     return folder / "last.ckpt"
 
 
-@pytest.mark.parametrize("kind", ["zero", "logit"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("kind", "tied"), [("zero", True), ("logit", False)])
 def test_a_llama_with_an_outlet_is_a_stock_architecture(
     tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path, kind: Any, tied: bool
 ) -> None:
