@@ -15,7 +15,7 @@ FEWEST_SEEDS = 3
 with the next; fewer seeds than these are no comparison."""
 
 STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95% quantiles of Student's t by degrees of freedom; 1.96 beyond."""
+"""Two-sided 95% quantiles of Student's t by degrees of freedom; for more of them see `student_95`."""
 
 NOTE = """Means over seeds, with the lowest and highest seed; perplexities of the tokens with a full cache; the
 difference of losses is taken seed by seed, with its 95% interval (Student)."""
@@ -31,12 +31,21 @@ class Run:
     nll: dict[str, float]
 
 
+def student_95(freedom: int) -> float:
+    """The two-sided 95% quantile of Student's t; beyond the table to 0.003 by its expansion around the normal one.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    z = 1.959964
+    more = (z**3 + z) / 4 / freedom + (5 * z**5 + 16 * z**3 + 3 * z) / 96 / freedom**2
+    return STUDENT_95.get(freedom, z + more)
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """The mean of `values` and half of its two-sided 95% interval (Student); infinite for a single value."""
     if len(values) < 2:
         return mean(values), math.inf
-    quantile = STUDENT_95.get(len(values) - 1, 1.96)
-    return mean(values), quantile * stdev(values) / math.sqrt(len(values))
+    return mean(values), student_95(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def read_runs(out: Path, kinds: Iterable[str], seeds: Iterable[int]) -> list[Run]:
@@ -96,11 +105,7 @@ def print_table(runs: list[Run], out: Path) -> None:
         raise SystemExit(f"{out}: holds no run that is trained and evaluated.")
     header, *rows = table(runs)
     lines = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
-    lines += [
-        "",
-        "Means over seeds, with the lowest and highest seed; perplexities of the tokens with a full cache; the",
-    ]
-    lines += ["difference of losses is taken seed by seed, with its 95% interval (Student)."]
+    lines += ["", *NOTE.splitlines()]
     if min(sum(run.kind == kind for run in runs) for kind in {run.kind for run in runs}) < FEWEST_SEEDS:
         lines += ["", f"Fewer than {FEWEST_SEEDS} seeds: no comparison of kinds follows from this table."]
     text = "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import compare_kinds  # noqa: E402
-from kinds_table import Run, interval, print_table, read_runs, table  # noqa: E402
+from kinds_table import Run, interval, print_table, read_runs, student_95, table  # noqa: E402
 
 RECIPES = [ROOT / "recipes" / name for name in ("tiny", "table3", "table3-small")]
 
@@ -55,6 +55,13 @@ def test_every_kind_is_one_that_sinktrain_knows() -> None:
     assert configs["two-tokens"].count == 2
     assert {config.kind for config in configs.values()} == set(get_args(SinkKind))
     assert len(set(configs.values())) == len(configs)
+
+
+def test_quantiles_beyond_the_table() -> None:
+    """Against printed ones; with 12 rounds there are 11 degrees of freedom."""
+    printed = {10: 2.228, 11: 2.201, 15: 2.131, 20: 2.086, 30: 2.042, 120: 1.980}
+    assert {freedom: student_95(freedom) for freedom in printed} == pytest.approx(printed, abs=4e-3)
+    assert interval([0.0, 1.0] * 6)[1] == pytest.approx(2.201 * 0.52223 / 12**0.5, rel=2e-3)
 
 
 def test_the_interval_is_students() -> None:

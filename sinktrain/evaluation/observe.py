@@ -56,7 +56,7 @@ def attention_columns(
 def _not_seen(model: PreTrainedModel) -> UserError:
     return UserError(
         f"SinkMonitor: cannot see the attention of {model.config.model_type}, which does not go through the interface "
-        "of transformers, or does more than it says; leave the monitor out of trainer.callbacks."
+        "of transformers, or does more than it says; leave it out of trainer.callbacks, or evaluate --attention false."
     )
 
 

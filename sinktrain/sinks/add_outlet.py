@@ -83,7 +83,7 @@ def _attention_modules(model: PreTrainedModel, kind: str) -> list[tuple[Any, int
     model.config._attn_implementation = _PROBE
     model.train()  # so that dropout shows, whatever the config calls it
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]):
             model(input_ids=torch.arange(2, device=model.device)[None], use_cache=False)
     except (TypeError, RuntimeError, AttributeError):  # it does something of its own with masks or values
         found.clear()

@@ -135,5 +135,5 @@ def fit(arguments: list[str]) -> None:
         save_config_callback=RecordRun,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        parser_kwargs={"description": "Trains a model with a sink token in front of every sample."},
+        parser_kwargs={"description": "Trains a model with a sink of any kind."},
     )

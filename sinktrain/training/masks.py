@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -68,6 +69,28 @@ def unmasked_attention(model: PreTrainedModel) -> str | None:
     return _UNMASKED[before] if same else None
 
 
+class WithoutMasks(L.Callback):
+    """The attention of a `SinkModule` is its `unmasked` one during a fit, and its own again after it."""
+
+    def __init__(self) -> None:
+        self._own: str | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Begins."""
+        if pl_module.unmasked is not None:
+            self._own = pl_module.model.config._attn_implementation
+            pl_module.model.config._attn_implementation = pl_module.unmasked
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Ends."""
+        if self._own is not None:
+            pl_module.model.config._attn_implementation, self._own = self._own, None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Ends, since Lightning leaves `teardown` out."""
+        self.teardown(trainer, pl_module, "fit")
+
+
 def is_unmasked(model: PreTrainedModel) -> bool:
     """Whether `model` attends without masks of transformers now."""
     return model.config._attn_implementation in _UNMASKED.values()
@@ -76,8 +99,7 @@ def is_unmasked(model: PreTrainedModel) -> bool:
 def _has_windows(model: PreTrainedModel) -> bool:
     text = model.config.get_text_config()
     window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    kinds = set(getattr(text, "layer_types", None) or ())
-    return bool(window) or bool(kinds - {"full_attention"}) or _has_chunks(model)
+    return bool(window) or "sliding_attention" in (getattr(text, "layer_types", None) or ()) or _has_chunks(model)
 
 
 def _has_chunks(model: PreTrainedModel) -> bool:

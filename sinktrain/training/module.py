@@ -1,4 +1,4 @@
-"""The LightningModule: any causal language model of transformers, trained with a sink in front of every sample."""
+"""The LightningModule: any causal language model of transformers, trained with a sink of any kind."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sinktrain.sinks.tokenizer import add_sink_tokens
 from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.guards import GuardConfig
 from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
-from sinktrain.training.masks import document_mask, is_unmasked, unmasked_attention
+from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked, unmasked_attention
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.schedule import build_schedule
 from sinktrain.training.step import CONSTANT, GlobalStep
 
 
 class SinkModule(L.LightningModule):
-    """Fine-tunes a pretrained causal language model, or trains one from scratch, with learnable sink tokens.
+    """Fine-tunes a pretrained causal language model, or trains one from scratch, with a sink.
 
     Args:
         name: the pretrained model: a folder, a `.gguf` file, `package:NAME` for a model inside an installed Python
@@ -87,8 +87,7 @@ class SinkModule(L.LightningModule):
         fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
         self.trained_length = trained_length(fields)
         self.model: Any = None
-        self._unmasked: str | None = None  # the attention to train with, and
-        self._attention: str | None = None  # the model's own while training
+        self.unmasked: str | None = None  # the attention to train with, where it is not the model's own
         self._step: Any = None  # a GlobalStep while training
         self._guard_state: dict[str, Any] | None = None
 
@@ -105,7 +104,7 @@ class SinkModule(L.LightningModule):
         grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
         add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
-        self._unmasked = unmasked_attention(self.model)
+        self.unmasked = unmasked_attention(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
@@ -137,20 +136,9 @@ class SinkModule(L.LightningModule):
         head = self.model.get_output_embeddings()
         return next_token_loss(hidden, head, labels, self.z_loss, self.compiled)
 
-    def on_fit_start(self) -> None:
-        """Lets the model attend without masks of transformers, which make the host wait; `teardown` ends that."""
-        if self._unmasked is not None and self._attention is None:
-            self._attention = self.model.config._attn_implementation
-            self.model.config._attn_implementation = self._unmasked
-
-    def teardown(self, stage: str) -> None:
-        """Gives the model its attention back, which sees padding too."""
-        if self._attention is not None:
-            self.model.config._attn_implementation, self._attention = self._attention, None
-
     def configure_callbacks(self) -> list[L.Callback]:
-        """What ends the run's own attention when the run fails, which Lightning's `teardown` does not hear of."""
-        return [_GiveBack()]
+        """Lets the model attend without masks of transformers, which make the host wait, while it trains."""
+        return [WithoutMasks()]
 
     def on_train_start(self) -> None:
         """Starts the first optimizer step, where the checkpoint left it."""
@@ -222,8 +210,3 @@ class SinkModule(L.LightningModule):
         """Refuses a checkpoint of another sink."""
         check_record(checkpoint, self.sink)
         self._guard_state = checkpoint.get("sinktrain_guard")
-
-
-class _GiveBack(L.Callback):
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        pl_module.teardown("fit")

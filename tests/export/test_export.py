@@ -50,15 +50,21 @@ torch.save(
 """
 
 
-def trained_checkpoint(model_folder: Path, data: Path, folder: Path, sink: SinkConfig) -> tuple[SinkModule, Path]:
-    module = SinkModule(name=str(model_folder), sink=sink, optimizer=OptimizerConfig(warmup_steps=1))
+def checkpoint_of(module: SinkModule, data: Path, folder: Path) -> Path:
+    """Trains for three steps."""
     fit = L.Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         limit_val_batches=0, default_root_dir=folder,
     )  # fmt: skip
     fit.fit(module, SinkDataModule(str(data), sequence_length=32, batch_size=2))
     fit.save_checkpoint(folder / "last.ckpt")
-    return module.eval(), folder / "last.ckpt"
+    return folder / "last.ckpt"
+
+
+def trained_checkpoint(model_folder: Path, data: Path, folder: Path, sink: SinkConfig) -> tuple[SinkModule, Path]:
+    module = SinkModule(name=str(model_folder), sink=sink, optimizer=OptimizerConfig(warmup_steps=1))
+    checkpoint = checkpoint_of(module, data, folder)
+    return module.eval(), checkpoint
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -105,13 +111,7 @@ def outlet_checkpoint(tokenizer: Path, data: Path, folder: Path, sink: SinkConfi
                 weight.copy_(torch.linspace(-4, 4, 4))
             elif "q_proj" in name or "k_proj" in name:
                 weight.mul_(20)
-    fit = L.Trainer(
-        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        limit_val_batches=0, default_root_dir=folder,
-    )  # fmt: skip
-    fit.fit(module, SinkDataModule(str(data), sequence_length=32, batch_size=2))
-    fit.save_checkpoint(folder / "last.ckpt")
-    return folder / "last.ckpt"
+    return checkpoint_of(module, data, folder)
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("zero", True), ("logit", False)])

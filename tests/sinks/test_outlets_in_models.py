@@ -20,7 +20,7 @@ from sinktrain.sinks.add_outlet import NAME, add_outlet
 from sinktrain.sinks.attention import _written_out
 from sinktrain.training import OptimizerConfig, SinkModule
 from sinktrain.training.checkpoints import load_checkpoint
-from sinktrain.training.masks import document_mask, unmasked_attention
+from sinktrain.training.masks import WithoutMasks, document_mask, unmasked_attention
 
 SINKS = {
     "none": SinkConfig(kind="none"),
@@ -152,7 +152,7 @@ def test_packed_documents_are_as_if_alone(kind: str, model_type: str, training: 
     )
     module.configure_model()
     if training:
-        module.on_fit_start()
+        WithoutMasks().on_fit_start(None, module)  # type: ignore[arg-type]
     loud_sinks(module.model.double().eval())
     with torch.no_grad():
         for name, weight in module.model.named_parameters():
@@ -339,7 +339,7 @@ def test_documents_as_on_a_gpu(kind: str, tokenizer_folder: Path, monkeypatch: p
     monkeypatch.setattr("sinktrain.training.masks._block_mask", lambda: create_block_mask)
     module = SinkModule(config=LLAMA, tokenizer=str(tokenizer_folder), sink=SINKS[kind])
     module.configure_model()
-    module.on_fit_start()
+    WithoutMasks().on_fit_start(None, module)  # type: ignore[arg-type]
     loud_sinks(module.model.eval())
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in ([9, 1, 14], [20, 4])])
     with torch.no_grad():

@@ -100,10 +100,10 @@ def written_out(seen: Tensor | None = None, softcap: float | None = None) -> Any
     return run
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> None:
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float, faint: bool = False) -> None:
     assert found.keys() == expected.keys()
     for name, x in expected.items():
-        assert float(x.abs().max()) > 1e-6, f"{name} is nothing but zero"
+        assert faint or float(x.abs().max()) > 1e-6, f"{name} is nothing but zero"
         assert float((found[name] - x).abs().max()) <= bound * float(x.abs().max().clamp(min=1)), name
 
 
@@ -114,9 +114,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: fl
     loud=st.sampled_from([0.3, 1.0, 4.0]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_equals_the_definition(kind: str, groups: int, length: int, width: int, loud: float, seed: int) -> None:
-    """With scores and logits of up to 100: one of 0 would be lost in rounding."""
+    """With scores and logits of up to 100: one of 0 would be lost in rounding, and one of -40 has hardly a gradient."""
     case = Case(kind, groups=groups, length=length, width=width, loud=loud, seed=seed)
-    assert_same(case.run(ours), case.run(written_out()), 1e-10)
+    assert_same(case.run(ours), case.run(written_out()), 1e-10, faint=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
