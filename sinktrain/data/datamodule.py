@@ -110,7 +110,7 @@ class SinkDataModule(L.LightningDataModule):
             wanted.append("validation")
         self._splits = {split: [self._rows(text, split) for text in texts] for split in wanted}
         if "train" in self._splits:
-            needed = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            needed = self.batch_size * self._readers()[0] * trainer.accumulate_grad_batches
             check_batch(sum(map(len, self._splits["train"])), needed, f"{self._option} {', '.join(self.folders)}")
         if not self.folders:
             trainer.limit_val_batches = 0
@@ -127,7 +127,7 @@ class SinkDataModule(L.LightningDataModule):
                 f"{self.global_batch_tokens}; give one of the two."
             )
         self._accumulation = accumulation(
-            self.global_batch_tokens, self.sequence_length, self.batch_size, trainer.world_size
+            self.global_batch_tokens, self.sequence_length, self.batch_size, self._readers()[0]
         )
         trainer.accumulate_grad_batches = self._accumulation
 
@@ -154,8 +154,19 @@ class SinkDataModule(L.LightningDataModule):
         return self._loader(rows, OrderedBatches(order, self._share()))
 
     def _share(self) -> Share:
+        count, number = self._readers()
+        return Share(self.batch_size, self.samples_used(), number, count)
+
+    def _readers(self) -> tuple[int, int]:
+        """How many groups of ranks take samples of their own, and the number of this one's.
+
+        A group is one rank, but for tensor parallelism, whose ranks compute parts of the same samples.
+        """
         trainer = self._trainer()
-        return Share(self.batch_size, self.samples_used(), trainer.global_rank, trainer.world_size)
+        share = trainer.distributed_sampler_kwargs
+        if share is None:
+            return 1, 0
+        return int(share["num_replicas"]), int(share["rank"])
 
     def val_dataloader(self) -> Iterable[dict[str, Tensor]]:
         """The validation text in order, or its first `validation_batches` batches, shared out over the ranks."""
@@ -179,7 +190,7 @@ class SinkDataModule(L.LightningDataModule):
         optimizer took them: batches fetched ahead, or accumulated for a step that was never taken, come again.
         """
         trainer = self._trainer()
-        per_step = trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
+        per_step = trainer.accumulate_grad_batches * self.batch_size * self._readers()[0]
         return self._used + (trainer.global_step - self._step) * per_step
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
@@ -14,6 +15,11 @@ from torch.optim import AdamW, Optimizer
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 spreads over ranks; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def mesh_of(tensor: Tensor) -> DeviceMesh | None:
+    """The ranks that a tensor is spread over; None where it is whole."""
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
 
 
 class UndecayedRows:
@@ -51,6 +57,9 @@ class GuardedOptimizer(Optimizer):
     Set `skip` to a scalar tensor, 0 or 1, before a step (or in its closure): 1 leaves weights, moments and step counts
     as they are, whatever the gradients hold. It stays on the device, so that nothing waits for it.
 
+    Inside of DeepSpeed it steps on flat parts of the weights, one group at a time. There `prepare`, set before the
+    step, is called once, when the gradients are all there; and gradients are multiplied by `scale`.
+
     Args:
         groups: parameter groups of AdamW and Muon, with `algorithm`: `adamw` or `muon`. Groups of Muon hold matrices.
         undecayed: rows that the decay of their group leaves out.
@@ -59,6 +68,8 @@ class GuardedOptimizer(Optimizer):
     def __init__(self, groups: list[dict[str, Any]], undecayed: UndecayedRows | None = None) -> None:
         self._inner: dict[str, Optimizer] = {}
         self.skip: Tensor | None = None
+        self.scale: Tensor | None = None
+        self.prepare: Callable[[], None] | None = None
         self.undecayed = undecayed
         for algorithm in sorted({group["algorithm"] for group in groups}):
             own = [group for group in groups if group["algorithm"] == algorithm]
@@ -73,6 +84,7 @@ class GuardedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._scale_gradients()
         before = self.undecayed.before() if self.undecayed is not None else None
         for algorithm, inner in self._inner.items():
             # Looked up anew: loading a checkpoint, and some strategies, replace groups and state.
@@ -88,6 +100,28 @@ class GuardedOptimizer(Optimizer):
         if self.undecayed is not None and before is not None:
             self.undecayed.give_back(before, self.param_groups, self.skip)
         return loss
+
+    def _scale_gradients(self) -> None:
+        if self.prepare is not None:
+            prepare, self.prepare = self.prepare, None
+            prepare()
+        if self.scale is not None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(self.scale.to(parameter.grad))
+
+    def make_states(self) -> None:
+        """Gives every parameter the state that its first step would begin with, for a checkpoint to be read into."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if not parameter.requires_grad or self.state[parameter]:
+                    continue
+                names = ("exp_avg", "exp_avg_sq") if group["algorithm"] == "adamw" else ("momentum_buffer",)
+                state = {name: torch.zeros_like(parameter, requires_grad=False) for name in names}
+                if group["algorithm"] == "adamw":
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                self.state[parameter] = state
 
     def _step_one_by_one(self, inner: Optimizer, skip: Tensor) -> None:
         """Muon cannot skip by itself, so each matrix is copied and, if need be, put back: one copy at a time.

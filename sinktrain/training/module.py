@@ -7,7 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.models import (
@@ -28,7 +30,9 @@ from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
 from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked, unmasked_attention
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.schedule import build_schedule
+from sinktrain.training.sharding import shard
 from sinktrain.training.step import CONSTANT, GlobalStep
+from sinktrain.training.zero import UndecayedParts, engine, fragments
 
 
 class SinkModule(L.LightningModule):
@@ -91,8 +95,23 @@ class SinkModule(L.LightningModule):
         self._step: Any = None  # a GlobalStep while training
         self._guard_state: dict[str, Any] | None = None
 
+    def setup(self, stage: str) -> None:
+        """Makes the model under DeepSpeed, which spreads a whole one over the ranks.
+
+        In `configure_model` its stage 3 would take each weight away before transformers has filled it.
+        """
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            self._build()
+
     def configure_model(self) -> None:
-        """Loads or makes the model and gives it the sink's row; Lightning calls this once it knows the devices."""
+        """Makes the model, and under FSDP2 spreads it; Lightning calls this once it knows the devices."""
+        self._build()
+        mesh = self.device_mesh
+        if mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, mesh, str(self.trainer.precision))
+
+    def _build(self) -> None:
+        """Loads or makes the model and gives it the sink's row."""
         if self.model is not None:
             return
         if self.name is not None:
@@ -143,8 +162,19 @@ class SinkModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Starts the first optimizer step, where the checkpoint left it."""
         self._step = GlobalStep(self.trainer, self.guard, self.device)
+        if engine(self.trainer) is not None:
+            self._keep_rows_undecayed()
         if self._guard_state is not None:
             self._step.guard.load_state_dict(self._guard_state)
+
+    def _keep_rows_undecayed(self) -> None:
+        """DeepSpeed's optimizer steps on flat tensors, in which the sinks' rows have places of their own."""
+        zero: Any = self.trainer.optimizers[0]
+        weight = self.model.get_input_embeddings().weight
+        if zero.optimizer.undecayed is not None:
+            parts = list(fragments(zero, {"embedding": weight}))
+            width = int(getattr(weight, "ds_shape", weight.shape)[1])
+            zero.optimizer.undecayed = UndecayedParts(parts, self.sink_ids, width)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Remembers which samples the step is made of, to name them should it go wrong."""
@@ -157,8 +187,13 @@ class SinkModule(L.LightningModule):
         return objective / CONSTANT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turns the gradient into that of the token-weighted mean over the global batch, judges it, and logs."""
-        for name, value in self._step.finish(optimizer).items():
+        """Turns the gradient into that of the token-weighted mean over the global batch, and judges it."""
+        self._step.finish(optimizer)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, and logs what the step was."""
+        super().optimizer_step(*args, **kwargs)
+        for name, value in self._step.figures(self.trainer.optimizers[0]).items():
             self.log(name, value)
 
     def configure_gradient_clipping(
@@ -168,8 +203,9 @@ class SinkModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips by the norm that was logged; Lightning's clipping refuses fused optimizers (its issue 21435)."""
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            self._step.clip(optimizer, gradient_clip_val)
+        if gradient_clip_algorithm in (None, "norm"):
+            if gradient_clip_val:
+                self._step.clip(optimizer, gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -196,6 +232,8 @@ class SinkModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over `trainer.max_steps`, which it needs to know."""
+        if self.optimizer.name == "muon" and isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            raise UserError("optimizer.name muon: needs whole matrices, which DeepSpeed flattens; use FSDP2, or adamw.")
         optimizer = build_optimizer(self.model, self.optimizer, self.sink_ids)
         schedule = build_schedule(optimizer, self.optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

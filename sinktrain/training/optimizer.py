@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.training.guarded import GuardedOptimizer, UndecayedRows
+from sinktrain.training.guarded import GuardedOptimizer, UndecayedRows, mesh_of
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["cosine", "linear", "wsd"]
@@ -92,9 +92,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, sink_ids: Sequenc
         config: see there.
         sink_ids: the embedding's rows that are sinks; not decayed, unless `config` says so.
     """
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float, Any], list[nn.Parameter]] = {}
     for algorithm, decay, parameter in _sorted(model, config):
-        groups.setdefault((algorithm, decay), []).append(parameter)
+        # Fused kernels want all tensors of a call on one mesh.
+        groups.setdefault((algorithm, decay, mesh_of(parameter)), []).append(parameter)
     settings: dict[str, dict[str, Any]] = {
         "adamw": {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps},
         "muon": {"lr": config.learning_rate, "momentum": config.momentum, "adjust_lr_fn": "match_rms_adamw"},
@@ -103,7 +104,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, sink_ids: Sequenc
         [
             {"algorithm": algorithm, "params": parameters, "weight_decay": decay, **settings[algorithm]}
             # Decayed ones first, whatever the first parameter of the model is.
-            for (algorithm, decay), parameters in sorted(groups.items(), key=lambda item: (item[0][1] == 0, item[0][0]))
+            for (algorithm, decay, _), parameters in sorted(groups.items(), key=lambda item: (item[0][1] == 0, item[0][0]))
         ],
         None if config.decay_sinks or not sink_ids else _sink_rows(model, sink_ids),
     )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from sinktrain.training.guarded import GuardedOptimizer, mesh_of
 from sinktrain.training.guards import GuardConfig, StepGuard
+from sinktrain.training.zero import engine
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -35,6 +39,7 @@ class GlobalStep:
     def __init__(self, trainer: Trainer, config: GuardConfig, device: torch.device) -> None:
         self.trainer, self.device = trainer, device
         self.guard = StepGuard(config, device)
+        self._figures: dict[str, Tensor] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -46,33 +51,66 @@ class GlobalStep:
         self._nll += nll
         self._tokens += tokens
 
-    def finish(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Turns the gradients into those of the mean over the global batch, judges the step; returns what to log."""
+    def finish(self, optimizer: Any) -> None:
+        """Turns the gradients of the step, all of them there, into those of its loss, and judges the step."""
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, GuardedOptimizer):
+            loss, scale = self._totals()
+            gradients = [gradient for each in by_mesh(_trained(optimizer)) for gradient in _multiplied(each, scale)]
+            self._judge(optimizer, loss, _norm(gradients))
+        elif engine(self.trainer).is_gradient_accumulation_boundary():  # DeepSpeed asks after every micro-batch
+            loss, scale = self._totals()
+            # What its gradients are is known inside of its step.
+            self._loss = loss
+            inner.prepare = partial(self._prepare, optimizer, inner, loss, scale)
+
+    def _totals(self) -> tuple[Tensor, Tensor]:
+        """The loss of the global batch, and what makes its gradient of the one that is there."""
         trainer, ranks = self.trainer, self.trainer.world_size
         totals = torch.stack((self._nll, self._tokens))
         if ranks > 1:
             totals = trainer.strategy.reduce(totals, reduce_op="sum")
         nll, tokens = totals.unbind()
         self._begin()
-        scale = CONSTANT * trainer.accumulate_grad_batches * ranks / tokens.clamp(min=1)
-        gradients = [gradient for parameter in _trained(optimizer) if (gradient := parameter.grad) is not None]
-        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
-        loss, self._norm = nll / tokens.clamp(min=1), _norm(gradients)
-        optimizer.skip = self.guard.judge(trainer.global_step, loss, self._norm)  # type: ignore[attr-defined]
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (trainer.global_step + 1) % max(1, every) == 0:
-            self.tell()
-        return {
+        micro_batches: int = trainer.accumulate_grad_batches
+        if trainer.strategy.handles_gradient_accumulation:  # DeepSpeed divides by their number once more
+            micro_batches *= trainer.accumulate_grad_batches
+        return nll / tokens.clamp(min=1), CONSTANT * micro_batches * ranks / tokens.clamp(min=1)
+
+    def _prepare(self, optimizer: Any, inner: GuardedOptimizer, loss: Tensor, scale: Tensor) -> None:
+        norm = torch.as_tensor(optimizer._global_grad_norm, dtype=torch.float32, device=self.device) * scale
+        self._judge(inner, loss, norm)
+        largest = self.trainer.gradient_clip_val
+        inner.scale = scale * (largest / (norm + 1e-6)).clamp(max=1.0) if largest else scale  # as `clip` does
+
+    def _judge(self, optimizer: Any, loss: Tensor, norm: Tensor) -> None:
+        self._norm = norm
+        optimizer.skip = self.guard.judge(self.trainer.global_step, loss, norm)
+        self._figures = {
             "train/loss": loss,
-            "train/grad_norm": self._norm,
+            "train/grad_norm": norm,
             # A tensor of the host: Lightning would copy a number to the device, and wait for it.
             "train/learning_rate": torch.tensor(optimizer.param_groups[0]["lr"]),
             "train/skipped_steps": self.guard.skipped.float(),
         }
 
+    def figures(self, optimizer: Any) -> dict[str, Tensor]:
+        """What to log of the step that was just made; nothing in the middle of one."""
+        inner = getattr(optimizer, "optimizer", None)
+        if isinstance(inner, GuardedOptimizer) and inner.prepare is not None:  # DeepSpeed left it out by itself
+            inner.prepare = None
+            self._judge(inner, self._loss, torch.full((), torch.inf, device=self.device))
+        found, self._figures = self._figures, {}
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if found and (self.trainer.global_step + 1) % max(1, every) == 0:
+            self.tell()
+        return found
+
     def clip(self, optimizer: Optimizer, largest: float) -> None:
         """Scales the gradients down to a norm of `largest` at most; the norm is known already."""
-        clip_grads_with_norm_(_trained(optimizer), largest, self._norm)
+        if engine(self.trainer) is None:
+            for parameters in by_mesh(_trained(optimizer)):
+                clip_grads_with_norm_(parameters, largest, self._norm)
 
     def tell(self) -> None:
         """Warns of steps that were left out since the last call.
@@ -92,6 +130,26 @@ def _trained(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
-    norm = get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those that have a gradient, apart by the ranks that they are spread over: kernels on lists want one mesh."""
+    found: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            found.setdefault(mesh_of(parameter), []).append(parameter)
+    return list(found.values())
+
+
+def _multiplied(parameters: list[nn.Parameter], scale: Tensor) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+    return gradients
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Of all gradients together, those that are spread over ranks included; all ranks ask."""
+    apart: dict[DeviceMesh | None, list[Tensor]] = {}
+    for gradient in gradients:
+        apart.setdefault(mesh_of(gradient), []).append(gradient)
+    norms = [get_total_norm(each) for each in apart.values()]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return whole[0] if len(whole) == 1 else torch.stack(whole).norm()

@@ -1,0 +1,104 @@
+"""Every strategy, with real processes and gloo, trains as one process does: losses, norms, the sink's row, validation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEPS = 20
+PROGRAM = Path(__file__).parent / "strategy_run.py"
+LOGIT = {"sink": {"kind": "logit"}, "bad_step": 7, "packing": "document", "gradient_checkpointing": True}
+
+
+def run(folder: Path, strategy: str, ranks: int, batch: int, accumulate: int, **options: Any) -> list[dict[str, Any]]:
+    """What each rank found."""
+    folder.mkdir()
+    settings = {"strategy": strategy, "ranks": ranks, "batch": batch, "accumulate": accumulate, "steps": STEPS,
+                "out": str(folder), **options}  # fmt: skip
+    (folder / "options.json").write_text(json.dumps(settings))
+    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *launcher, str(PROGRAM), str(folder / "options.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def text(model_folder: Path, prepared_folder: Path) -> dict[str, str]:
+    return {"model": str(model_folder), "data": str(prepared_folder)}
+
+
+@pytest.fixture(scope="module")
+def alone(text: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process."""
+    return run(tmp_path_factory.mktemp("alone") / "run", "auto", 1, 4, 1, **text)[0]
+
+
+def check_equal(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    """Float32 sums in another order, over 20 steps; the learning rate is 3e-3, so that a wrong factor would show."""
+    assert len(expected["losses"]) == STEPS and expected["losses"][-1] < expected["losses"][0] - 1
+    finite = [i for i, norm in enumerate(expected["norms"]) if norm < float("inf")]
+    for each in found:
+        assert each["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+        assert [each["norms"][i] for i in finite] == pytest.approx([expected["norms"][i] for i in finite], rel=1e-4)
+        assert each["sink"] == pytest.approx(expected["sink"], abs=1e-6)
+        assert each["weights"] == pytest.approx(expected["weights"], rel=1e-6)
+        assert each["validation"] == pytest.approx(expected["validation"], abs=1e-5)
+        assert each["skipped"] == expected["skipped"]
+        assert each["sink"] == found[0]["sink"]
+    samples = [sorted(s for each in found for s in each["samples"][step]) for step in range(STEPS)]
+    assert [sorted(set(step)) for step in samples] == [list(range(4 * n, 4 * n + 4)) for n in range(STEPS)]
+
+
+FAST = [("fsdp2", 2, 1, 2), ("zero3", 2, 1, 2)]
+SLOW = [
+    ("ddp", 2, 2, 1), ("zero1", 2, 2, 1), ("zero2", 2, 1, 2), ("fsdp2-tensor2", 2, 4, 1), ("zero1-offload", 2, 1, 2),
+    ("zero2-offload", 2, 2, 1), ("zero3-offload", 2, 2, 1), ("fsdp2", 1, 4, 1), ("zero1", 1, 2, 2), ("zero2", 1, 4, 1),
+    ("zero3", 1, 4, 1), ("ddp", 4, 1, 1), ("fsdp2", 4, 1, 1), ("fsdp2-tensor2", 4, 1, 2), ("zero1", 4, 1, 1),
+    ("zero2", 4, 1, 1), ("zero3", 4, 1, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "batch", "accumulate"), [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
+)
+def test_a_strategy_trains_as_one_process(
+    strategy: str, ranks: int, batch: int, accumulate: int, text: dict[str, str], alone: dict[str, Any], tmp_path: Path
+) -> None:
+    check_equal(run(tmp_path / "run", strategy, ranks, batch, accumulate, **text), alone)
+
+
+@pytest.fixture(scope="module")
+def alone_logit(text: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process with sink logits, packed documents, recomputed activations, and a gradient that is not a number."""
+    return run(tmp_path_factory.mktemp("logit") / "run", "auto", 1, 4, 1, **text, **LOGIT)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2-tensor2", "zero1", "zero2", "zero3", "zero3-offload"])
+def test_a_bad_gradient_on_one_rank_is_left_out_by_all(
+    strategy: str, text: dict[str, str], alone_logit: dict[str, Any], tmp_path: Path
+) -> None:
+    batch, accumulate = (4, 1) if "tensor2" in strategy else (1, 2)
+    found = run(tmp_path / "run", strategy, 2, batch, accumulate, **text, **LOGIT)
+    assert alone_logit["skipped"] == 1
+    check_equal(found, alone_logit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["token", "kv"])
+def test_bfloat16(strategy: str, kind: str, text: dict[str, str], tmp_path: Path) -> None:
+    """Not equal, but near: three digits of a weight, over 20 steps."""
+    sink = {"kind": kind, **({"count": 2} if kind == "token" else {})}
+    options = {**text, "precision": "bf16-mixed", "sink": sink}
+    one, *two = (run(tmp_path / name, name, ranks, batch, 1, **options)[0]
+                 for name, ranks, batch in (("auto", 1, 4), (strategy, 2, 2)))  # fmt: skip
+    assert two[0]["losses"] == pytest.approx(one["losses"], abs=0.05)
