@@ -68,8 +68,6 @@ def run(recipe: Path, out: Path, kind: str, seed: int, more: list[str], threads:
         command = [sys.executable, "-m", "sinktrain", verb, "--config", str(folder / file)]
         if verb == "fit":
             command += more
-            kept = folder / "checkpoints" / "last.ckpt"
-            command += ["--ckpt_path", str(kept)] if kept.exists() else []
         print(f"\n[{kind}, seed {seed}] {' '.join(command[3:])}", flush=True)
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
         done.touch()

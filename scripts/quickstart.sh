@@ -29,7 +29,7 @@ rm -rf $run/checkpoints $run/logs $run/tensorboard
 sinktrain fit --config $recipe/finetune.yaml
 
 step "evaluate the fine-tuned model"
-measure $run/tuned $run/checkpoints/last.ckpt
+measure $run/tuned $run/checkpoints
 
 step "verify: is one sink enough?"
 status=0
@@ -37,7 +37,7 @@ sinktrain verify --results $run/tuned --out $run/verdict.json || status=$?
 [ "$status" -le 1 ] || exit "$status" # 1 is an answer too: not proven
 
 step "export a plain Hugging Face model"
-sinktrain export --checkpoint $run/checkpoints/last.ckpt --out $run/model --verdict $run/verdict.json --overwrite true
+sinktrain export --checkpoint $run/checkpoints --out $run/model --verdict $run/verdict.json --overwrite true
 
 step "report: the page"
 sinktrain report --results $run/tuned --base $run/base --verdict $run/verdict.json --metrics $run/logs/metrics.csv \

@@ -211,6 +211,7 @@ class SinkDataModule(L.LightningDataModule):
             sampler=picks,
             batch_size=None,  # an index is a whole batch already
             num_workers=self.num_workers,
+            generator=torch.Generator(),  # else every iterator draws from the one that dropout draws from
             # A forked worker shares the map of the tokens; any other kind would be sent a copy of the whole text.
             multiprocessing_context="fork" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,

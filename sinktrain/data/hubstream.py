@@ -89,6 +89,7 @@ class ResumableStream:
             batches,
             batch_size=None,
             num_workers=workers,
+            generator=torch.Generator(),  # else it would draw from the one that dropout draws from
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_without_threads,
             pin_memory=torch.cuda.is_available(),

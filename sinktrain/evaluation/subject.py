@@ -23,7 +23,8 @@ class ModelOptions:
     """The model to evaluate.
 
     Args:
-        name: a folder, a `.ckpt` of `sinktrain fit`, a `.gguf` file, `package:NAME`, or a hub name.
+        name: a folder, a checkpoint of `sinktrain fit` (or a folder of them), a `.gguf` file, `package:NAME`, or a hub
+            name.
         dtype: of its weights and computation.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
         revision: of a hub model.
@@ -82,9 +83,9 @@ def load_subject(options: ModelOptions) -> Subject:
     """
     dtype = getattr(torch, options.dtype)
     sink: dict[str, Any] | None = None
-    if options.name.endswith(".ckpt"):
-        from sinktrain.training.checkpoints import load_checkpoint
+    from sinktrain.training.checkpoints import is_checkpoint, load_checkpoint
 
+    if is_checkpoint(options.name):
         trained = load_checkpoint(Path(options.name), dtype, option="model.name")
         model, tokenizer, sink = trained.model, trained.tokenizer, trained.sink.to_dict()
     else:

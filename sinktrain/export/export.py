@@ -31,7 +31,7 @@ def export(
     `custom_generate/generate.py` lets `generate` stream without sinktrain.
 
     Args:
-        checkpoint: A `.ckpt` that `sinktrain fit` wrote.
+        checkpoint: A checkpoint that `sinktrain fit` wrote, under any strategy, or a folder of them, for the newest.
         out: The folder to write.
         dtype: Of the weights.
         verdict: The JSON that `sinktrain verify` wrote, for the table of the model card.

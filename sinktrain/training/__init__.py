@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from sinktrain.training.guards import GuardConfig
     from sinktrain.training.module import SinkModule
     from sinktrain.training.optimizer import OptimizerConfig
+    from sinktrain.training.saving import Checkpoints
     from sinktrain.training.strategies import FSDP2, DeepSpeed
 
-__all__ = ["FSDP2", "DeepSpeed", "GuardConfig", "OptimizerConfig", "SinkModule", "load_checkpoint"]
+__all__ = ["FSDP2", "Checkpoints", "DeepSpeed", "GuardConfig", "OptimizerConfig", "SinkModule", "load_checkpoint"]
 
 _HOMES = {
     "SinkModule": "module",
     "GuardConfig": "guards",
     "OptimizerConfig": "optimizer",
     "load_checkpoint": "checkpoints",
+    "Checkpoints": "saving",
     "FSDP2": "strategies",
     "DeepSpeed": "strategies",
 }

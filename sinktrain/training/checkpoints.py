@@ -13,6 +13,9 @@ import torch
 
 import sinktrain
 from sinktrain.base.errors import UserError
+from sinktrain.checkpoints.pieces import Place
+from sinktrain.checkpoints.reader import Reader
+from sinktrain.checkpoints.store import MANIFEST, Found, found
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.tokenizer import save_tokenizer
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PREFIX = "model."
+MODEL = "model.json"
+"""The file of a checkpoint with what `checkpoint_record` makes."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,81 @@ def check_record(checkpoint: dict[str, Any], sink: SinkConfig) -> None:
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str = "checkpoint") -> Trained:
-    """Reads a checkpoint that `sinktrain fit` wrote. Nothing in it is unpickled but tensors and plain values.
+    """Reads a checkpoint of any strategy, on any machine, weight by weight into one model. Nothing is unpickled.
+
+    Args:
+        path: a checkpoint `step-...`, or a folder of them, of which the newest whole one is taken; or a `.ckpt` that
+            `Trainer.save_checkpoint` wrote, of which tensors and plain values alone are unpickled.
+        dtype: of the weights.
+        option: that named the path.
 
     Raises:
-        UserError: there is no such file, it is cut short, or it is not a checkpoint of sinktrain.
+        UserError: there is no such checkpoint, it is damaged, or it is not one of sinktrain.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    checkpoint = read_checkpoint(Path(path), option)
-    record = checkpoint["sinktrain"]
-    fields = json.loads(record["config"])
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    sink = SinkConfig(**record["sink"])
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    add_outlet(model, sink)
-    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+    path = Path(path)
+    if path.is_dir():
+        checkpoint = newest_whole(path, option)
+        reader = Reader(checkpoint.path)
+        model, trained = _empty_model(checkpoint.document(MODEL), dtype, checkpoint.step)
+        with torch.no_grad():
+            for name, tensor in (*model.named_parameters(), *_missing_buffers(model, reader)):
+                reader.read_into(tensor, f"weights/{name}", Place.whole(tensor.shape))
+                reader.close()  # what was mapped of the file counts as memory of this process
+        return trained
+    single = read_checkpoint(path, option)
+    model, trained = _empty_model(single["sinktrain"], dtype, single["global_step"])
+    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in single["state_dict"].items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{option} {path}: its weights do not fit its config; name another checkpoint.") from error
+    return trained
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is that of a checkpoint, or of a folder of them, rather than of a model."""
+    path = Path(name)
+    return path.suffix == ".ckpt" or (path / MODEL).is_file() or (path.is_dir() and bool(found(path)))
+
+
+def newest_whole(path: Path, option: str) -> Found:
+    """The checkpoint that `path` is, or the newest in it that is whole.
+
+    Raises:
+        UserError: there is none.
+    """
+    candidates = [Found(path, 0)] if (path / MANIFEST).is_file() else found(path)
+    problems = []
+    for each in candidates:
+        try:
+            each.check()
+            return Found(each.path, int(each.manifest()["step"]))
+        except (ValueError, OSError) as error:
+            problems.append(f"{each.path.name} {error}")
+    if problems:
+        raise UserError(f"{option} {path}: no checkpoint in it is whole ({'; '.join(problems)}); name another.")
+    raise UserError(f"{option} {path}: holds no checkpoint; name a step-... that `sinktrain fit` wrote, or its folder.")
+
+
+def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int) -> tuple[PreTrainedModel, Trained]:
+    """The model of a record with weights that are not filled in yet, so that they take no memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    fields = json.loads(record["config"])
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    sink = SinkConfig(**record["sink"])
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    add_outlet(model, sink)
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
-    return Trained(model.eval(), _tokenizer(record["tokenizer"]), sink, checkpoint["global_step"])
+    return model, Trained(model.eval(), _tokenizer(record["tokenizer"]), sink, step)
+
+
+def _missing_buffers(model: PreTrainedModel, reader: Reader) -> list[tuple[str, torch.Tensor]]:
+    """Buffers that were kept: those that a model of this config does not fill by itself."""
+    kept = set(reader.names("weights/"))
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
 
 
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
 from sinktrain.data import SinkDataModule
-from sinktrain.training.checkpoints import check_record, read_checkpoint
 from sinktrain.training.garbage import GarbageCollection
 from sinktrain.training.module import SinkModule
 from sinktrain.training.progress import ProgressBar
 from sinktrain.training.run_record import RecordRun
+from sinktrain.training.saving import Checkpoints
 from sinktrain.training.throughput import Throughput
 
 
@@ -40,6 +39,7 @@ class FitCLI(LightningCLI):
         """What every run has, with options of its own."""
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(GarbageCollection, "garbage")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer whose progress bar shows what the other callbacks have just logged."""
@@ -54,8 +54,11 @@ class FitCLI(LightningCLI):
         """Refuses what would only fail later, or fail without a sentence."""
         at_least("--trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, 1)
         checkpoint = self.config.fit.ckpt_path
-        if checkpoint not in (None, "last", "best", "hpc"):
-            check_record(read_checkpoint(Path(checkpoint), "--ckpt_path"), self.model.sink)
+        if checkpoint is not None:
+            raise UserError(
+                f"--ckpt_path {checkpoint}: is Lightning's own, which keeps no random numbers; give "
+                "--checkpoints.resume a checkpoint, or the folder that holds some."
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """A run that is refused before its first step leaves no empty logs behind."""
@@ -82,13 +85,9 @@ class FitCLI(LightningCLI):
             say(f"speed: {speed:,.0f} tokens/s (every position that {ranks} computed)")
         for logger in trainer.loggers:
             say(f"logs: {logger.log_dir or logger.save_dir}")
-        callback = trainer.checkpoint_callback
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-            found = sorted(Path(callback.dirpath).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-            if callback._last_global_step_saved != trainer.global_step or not found:
-                found.append(Path(callback.dirpath) / "last.ckpt")  # the run ended between two saves
-                trainer.save_checkpoint(found[-1])
-            say(f"checkpoint: {_relative(str(found[-1]))}")
+        saved = next(found for found in callbacks if isinstance(found, Checkpoints))
+        if saved.last is not None:
+            say(f"checkpoint: {_relative(str(saved.last))}")
 
 
 def bar_last(trainer: L.Trainer) -> None:

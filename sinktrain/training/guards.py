@@ -138,11 +138,12 @@ class StepGuard:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
         spikes = {} if self.spikes is None else {"values": self.spikes.values, "seen": self.spikes.seen}
-        return {"skipped": self.skipped, **spikes}
+        return {"skipped": self.skipped, "in_a_row": list(self._in_a_row), **spikes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint; a window of another length starts anew."""
         self.skipped = state["skipped"].to(self.skipped.device)
+        self._in_a_row = list(state.get("in_a_row", []))
         if self.spikes is not None and "values" in state and state["values"].shape == self.spikes.values.shape:
             self.spikes.values = state["values"].to(self.spikes.values.device)
             self.spikes.seen = state["seen"].to(self.spikes.seen.device)

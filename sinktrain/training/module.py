@@ -28,6 +28,7 @@ from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.guards import GuardConfig
 from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
 from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked, unmasked_attention
+from sinktrain.training.notices import Notices
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.schedule import build_schedule
 from sinktrain.training.sharding import shard
@@ -93,6 +94,7 @@ class SinkModule(L.LightningModule):
         self.model: Any = None
         self.unmasked: str | None = None  # the attention to train with, where it is not the model's own
         self._step: Any = None  # a GlobalStep while training
+        self.notices = Notices()
         self._guard_state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
@@ -161,7 +163,7 @@ class SinkModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Starts the first optimizer step, where the checkpoint left it."""
-        self._step = GlobalStep(self.trainer, self.guard, self.device)
+        self._step = GlobalStep(self.trainer, self.guard, self.device, self.notices)
         if engine(self.trainer) is not None:
             self._keep_rows_undecayed()
         if self._guard_state is not None:

@@ -104,7 +104,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, sink_ids: Sequenc
         [
             {"algorithm": algorithm, "params": parameters, "weight_decay": decay, **settings[algorithm]}
             # Decayed ones first, whatever the first parameter of the model is.
-            for (algorithm, decay, _), parameters in sorted(groups.items(), key=lambda item: (item[0][1] == 0, item[0][0]))
+            for (algorithm, decay, _), parameters in sorted(
+                groups.items(), key=lambda item: (item[0][1] == 0, item[0][0])
+            )
         ],
         None if config.decay_sinks or not sink_ids else _sink_rows(model, sink_ids),
     )

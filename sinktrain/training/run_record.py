@@ -47,14 +47,28 @@ class RecordRun(SaveConfigCallback):
         self.save_to_log_dir = self._folder is not None
         super().setup(trainer, pl_module, stage)
 
+    def facts(self, trainer: L.Trainer) -> dict[str, Any]:
+        """The config and the state of code and machine, as plain values."""
+        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        return {"config": config, "run": run_entry(trainer, config.get("ckpt_path"))}
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called by Lightning once, on rank 0."""
-        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        entry = run_entry(trainer, config.get("ckpt_path"))
+        facts = self.facts(trainer)
+        config, entry = facts["config"], facts["run"]
         if self._folder is not None:
             append_run(self._folder / FILE, entry)
         for logger in trainer.loggers:
             logger.log_hyperparams({**config, "run": entry})
+
+
+def run_facts(trainer: L.Trainer) -> dict[str, Any]:
+    """What a run is, for its checkpoints; without a config where no command line made the Trainer."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, RecordRun):
+            return callback.facts(trainer)
+    return {"config": None, "run": run_entry(trainer)}
 
 
 def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, Any]:

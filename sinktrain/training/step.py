@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from sinktrain.training.guarded import GuardedOptimizer, mesh_of
 from sinktrain.training.guards import GuardConfig, StepGuard
+from sinktrain.training.notices import Notices
 from sinktrain.training.zero import engine
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class GlobalStep:
     Nothing here makes the host wait for the device, but `tell`, which is called on log steps.
     """
 
-    def __init__(self, trainer: Trainer, config: GuardConfig, device: torch.device) -> None:
-        self.trainer, self.device = trainer, device
+    def __init__(self, trainer: Trainer, config: GuardConfig, device: torch.device, notices: Notices) -> None:
+        self.trainer, self.device, self.notices = trainer, device, notices
         self.guard = StepGuard(config, device)
         self._figures: dict[str, Tensor] = {}
         self._begin()
@@ -48,7 +49,7 @@ class GlobalStep:
 
     def add(self, nll: Tensor, tokens: Tensor) -> None:
         """Adds the summed NLL of a micro-batch of this rank and its number of predicted tokens."""
-        self._nll += nll
+        self._nll += nll.detach()
         self._tokens += tokens
 
     def finish(self, optimizer: Any) -> None:
@@ -67,10 +68,11 @@ class GlobalStep:
     def _totals(self) -> tuple[Tensor, Tensor]:
         """The loss of the global batch, and what makes its gradient of the one that is there."""
         trainer, ranks = self.trainer, self.trainer.world_size
-        totals = torch.stack((self._nll, self._tokens))
+        totals = torch.cat((torch.stack((self._nll, self._tokens)), self.notices.mine(self.device)))
         if ranks > 1:
             totals = trainer.strategy.reduce(totals, reduce_op="sum")
-        nll, tokens = totals.unbind()
+        self.notices.arrived(totals[2:])
+        nll, tokens = totals[:2].unbind()
         self._begin()
         micro_batches: int = trainer.accumulate_grad_batches
         if trainer.strategy.handles_gradient_accumulation:  # DeepSpeed divides by their number once more

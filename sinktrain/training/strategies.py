@@ -40,7 +40,7 @@ class FSDP2(ModelParallelStrategy):
         ranks, tensor = self.num_nodes * self.num_processes, int(self._tensor_parallel_size)
         if ranks % tensor:
             raise UserError(
-                f"trainer.strategy.tensor_parallel {tensor}: does not divide the {ranks} processes; choose one that does."
+                f"trainer.strategy.tensor_parallel {tensor}: does not divide the {ranks} processes; choose a divisor."
             )
         self._data_parallel_size = ranks // tensor
         super().setup_environment()

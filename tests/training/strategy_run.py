@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
-from sinktrain.training import DeepSpeed, FSDP2, OptimizerConfig, SinkModule  # noqa: E402
+from sinktrain.training import FSDP2, DeepSpeed, OptimizerConfig, SinkModule  # noqa: E402
 from sinktrain.training.guards import GuardConfig  # noqa: E402
 
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Every strategy, with real processes and gloo, trains as one process does: losses, norms, the sink's row, validation."""
+"""Every strategy, with real processes and gloo, trains as one process does, to the sink's row and validation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ SLOW = [
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ranks", "batch", "accumulate"), [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
+    ("strategy", "ranks", "batch", "accumulate"),
+    [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)],
 )
 def test_a_strategy_trains_as_one_process(
     strategy: str, ranks: int, batch: int, accumulate: int, text: dict[str, str], alone: dict[str, Any], tmp_path: Path

@@ -1,0 +1,120 @@
+"""A training run that saves and can be stopped, for tests of resuming; started alone or by torchrun; prints nothing.
+
+    python resume_run.py OPTIONS.json
+
+A model with dropout, so that random numbers matter; 24 samples, so that epochs of the text pass quickly. Adds a line of
+JSON for every step to `OUT/steps-RANK.jsonl`: loss, samples, and what is left of the random numbers. At the end of the
+run it writes `OUT/final-RANK.json`, a checksum of weights, optimizer and random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+
+import lightning as L  # noqa: E402
+import torch  # noqa: E402
+from strategy_run import strategy  # noqa: E402
+
+from sinktrain.checkpoints import disk  # noqa: E402
+from sinktrain.cli import main as command_line  # noqa: E402, F401
+from sinktrain.data import SinkDataModule  # noqa: E402
+from sinktrain.sinks import SinkConfig  # noqa: E402
+from sinktrain.training import Checkpoints, OptimizerConfig, SinkModule  # noqa: E402
+from sinktrain.training.slots import slots  # noqa: E402
+
+torch.set_num_threads(1)
+CONFIG = {"model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "max_position_embeddings": 64, "hidden_dropout": 0.1}  # fmt: skip
+
+
+class Diary(L.Callback):
+    """Writes down every step; kills or stops the process where the options say so."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options, self.samples, self.step = options, list[int](), 0
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.step = trainer.global_step
+        path = Path(self.options["out"], f"steps-{trainer.global_rank}.jsonl")
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int) -> None:
+        self.samples += batch["samples"].tolist()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        entry = {"step": self.step, "loss": trainer.callback_metrics["train/loss"].item().hex(),
+                 "samples": self.samples, "random": hashlib.md5(torch.get_rng_state().numpy()).hexdigest()}  # fmt: skip
+        os.write(self.file, json.dumps(entry).encode() + b"\n")
+        self.samples = []
+        if self.step == self.options.get("stop"):
+            trainer.should_stop = True
+        time.sleep(self.options.get("pause", 0.0))
+
+
+def fingerprint(module: Any) -> str:
+    """Of weights and optimizer, as this rank holds them, and of its random numbers."""
+    digest = hashlib.sha256(torch.get_rng_state().numpy())
+    for slot in slots(module):
+        digest.update(slot.name.encode() + slot.values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Finish(L.Callback):
+    """Writes down what the run came to."""
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            found = {"fingerprint": fingerprint(module), "validation": trainer.callback_metrics["val/loss"].item().hex()}
+            path = Path(trainer.default_root_dir, f"final-{trainer.global_rank}.json")
+            path.write_text(json.dumps(found))
+
+
+def fail_at(options: dict[str, Any]) -> None:
+    """Kills this process before the file operation of a number that the options name, on the rank that they name."""
+    counted = [0]
+
+    def operation(name: str, path: Path) -> None:
+        if int(os.environ.get("RANK", 0)) == options.get("kill_rank", 0):
+            counted[0] += 1
+            if counted[0] == options["kill_operation"]:
+                os.kill(os.getpid(), 9)
+
+    disk.operation = operation
+
+
+def main(options: dict[str, Any]) -> None:
+    """Trains as the options say."""
+    if "kill_operation" in options:
+        fail_at(options)
+    L.seed_everything(1 + int(os.environ.get("RANK", 0)), verbose=False)  # ranks that draw different numbers
+    accumulate = options.get("accumulate", 1)
+    saving = {"folder": str(Path(options["out"], "checkpoints")), "every_n_steps": options.get("every"),
+              "every_minutes": 0, **options.get("checkpoints", {})}  # fmt: skip
+    trainer = L.Trainer(
+        accelerator="cpu", devices=options["ranks"], strategy=strategy(options.get("strategy", "auto")),
+        max_steps=options["steps"], accumulate_grad_batches=accumulate, gradient_clip_val=0.5, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+        use_distributed_sampler=False, default_root_dir=options["out"], check_val_every_n_epoch=None,
+        val_check_interval=5 * accumulate, callbacks=[Diary(options), Checkpoints(**saving), Finish()],
+    )  # fmt: skip
+    module = SinkModule(config=CONFIG, tokenizer=options["model"], sink=SinkConfig(**options.get("sink", {})),
+                        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2))  # fmt: skip
+    data = SinkDataModule(options["data"], sequence_length=options.get("length", 32), batch_size=options["batch"],
+                          num_workers=options.get("workers", 0), validation_batches=2)  # fmt: skip
+    trainer.fit(module, data)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
