@@ -33,7 +33,7 @@ from sinktrain.training.slots import slots  # noqa: E402
 
 torch.set_num_threads(1)
 CONFIG = {"model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-          "num_attention_heads": 4, "max_position_embeddings": 64, "hidden_dropout": 0.1}  # fmt: skip
+          "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip
 
 
 class Diary(L.Callback):
@@ -76,7 +76,7 @@ class Finish(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.global_step == trainer.max_steps:
-            found = {"fingerprint": fingerprint(module), "validation": trainer.callback_metrics["val/loss"].item().hex()}
+            found = {"fingerprint": fingerprint(module), "validation": str(trainer.callback_metrics.get("val/loss"))}
             path = Path(trainer.default_root_dir, f"final-{trainer.global_rank}.json")
             path.write_text(json.dumps(found))
 
@@ -109,7 +109,8 @@ def main(options: dict[str, Any]) -> None:
         use_distributed_sampler=False, default_root_dir=options["out"], check_val_every_n_epoch=None,
         val_check_interval=5 * accumulate, callbacks=[Diary(options), Checkpoints(**saving), Finish()],
     )  # fmt: skip
-    module = SinkModule(config=CONFIG, tokenizer=options["model"], sink=SinkConfig(**options.get("sink", {})),
+    config = {**CONFIG, "hidden_dropout": options.get("dropout", 0.1)}
+    module = SinkModule(config=config, tokenizer=options["model"], sink=SinkConfig(**options.get("sink", {})),
                         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2))  # fmt: skip
     data = SinkDataModule(options["data"], sequence_length=options.get("length", 32), batch_size=options["batch"],
                           num_workers=options.get("workers", 0), validation_batches=2)  # fmt: skip

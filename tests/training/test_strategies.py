@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Ranks
 
 STEPS = 20
-PROGRAM = Path(__file__).parent / "strategy_run.py"
 LOGIT = {"sink": {"kind": "logit"}, "bad_step": 7, "packing": "document", "gradient_checkpointing": True}
 
 
-def run(folder: Path, strategy: str, ranks: int, batch: int, accumulate: int, **options: Any) -> list[dict[str, Any]]:
+def run(
+    starter: Ranks, folder: Path, strategy: str, ranks: int, batch: int, accumulate: int, **options: Any
+) -> list[dict[str, Any]]:
     """What each rank found."""
-    folder.mkdir()
-    settings = {"strategy": strategy, "ranks": ranks, "batch": batch, "accumulate": accumulate, "steps": STEPS,
-                "out": str(folder), **options}  # fmt: skip
-    (folder / "options.json").write_text(json.dumps(settings))
-    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *launcher, str(PROGRAM), str(folder / "options.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    settings = {"strategy": strategy, "batch": batch, "accumulate": accumulate, "steps": STEPS, "out": str(folder)}
+    done = starter.run("strategy_run", {**settings, **options}, ranks, timeout=240)
+    assert done.statuses == [0] * ranks, done.out[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -36,9 +29,9 @@ def text(model_folder: Path, prepared_folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def alone(text: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone(starter: Ranks, text: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process."""
-    return run(tmp_path_factory.mktemp("alone") / "run", "auto", 1, 4, 1, **text)[0]
+    return run(starter, tmp_path_factory.mktemp("alone") / "run", "auto", 1, 4, 1, **text)[0]
 
 
 def check_equal(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
@@ -71,24 +64,24 @@ SLOW = [
     [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)],
 )
 def test_a_strategy_trains_as_one_process(
-    strategy: str, ranks: int, batch: int, accumulate: int, text: dict[str, str], alone: dict[str, Any], tmp_path: Path
+    strategy: str, ranks: int, batch: int, accumulate: int, starter: Ranks, text: dict[str, str], alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    check_equal(run(tmp_path / "run", strategy, ranks, batch, accumulate, **text), alone)
+    check_equal(run(starter, tmp_path / "run", strategy, ranks, batch, accumulate, **text), alone)
 
 
 @pytest.fixture(scope="module")
-def alone_logit(text: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone_logit(starter: Ranks, text: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process with sink logits, packed documents, recomputed activations, and a gradient that is not a number."""
-    return run(tmp_path_factory.mktemp("logit") / "run", "auto", 1, 4, 1, **text, **LOGIT)[0]
+    return run(starter, tmp_path_factory.mktemp("logit") / "run", "auto", 1, 4, 1, **text, **LOGIT)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2-tensor2", "zero1", "zero2", "zero3", "zero3-offload"])
 def test_a_bad_gradient_on_one_rank_is_left_out_by_all(
-    strategy: str, text: dict[str, str], alone_logit: dict[str, Any], tmp_path: Path
+    strategy: str, starter: Ranks, text: dict[str, str], alone_logit: dict[str, Any], tmp_path: Path
 ) -> None:
     batch, accumulate = (4, 1) if "tensor2" in strategy else (1, 2)
-    found = run(tmp_path / "run", strategy, 2, batch, accumulate, **text, **LOGIT)
+    found = run(starter, tmp_path / "run", strategy, 2, batch, accumulate, **text, **LOGIT)
     assert alone_logit["skipped"] == 1
     check_equal(found, alone_logit)
 
@@ -96,10 +89,10 @@ def test_a_bad_gradient_on_one_rank_is_left_out_by_all(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("kind", ["token", "kv"])
-def test_bfloat16(strategy: str, kind: str, text: dict[str, str], tmp_path: Path) -> None:
+def test_bfloat16(strategy: str, kind: str, starter: Ranks, text: dict[str, str], tmp_path: Path) -> None:
     """Not equal, but near: three digits of a weight, over 20 steps."""
     sink = {"kind": kind, **({"count": 2} if kind == "token" else {})}
     options = {**text, "precision": "bf16-mixed", "sink": sink}
-    one, *two = (run(tmp_path / name, name, ranks, batch, 1, **options)[0]
+    one, *two = (run(starter, tmp_path / name, name, ranks, batch, 1, **options)[0]
                  for name, ranks, batch in (("auto", 1, 4), (strategy, 2, 2)))  # fmt: skip
     assert two[0]["losses"] == pytest.approx(one["losses"], abs=0.05)
