@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -42,6 +43,9 @@ class Slot:
 def slots(module: SinkModule) -> Iterator[Slot]:
     """The slots of a `SinkModule` that is being trained; the same, in the same order, on all ranks but under ZeRO."""
     optimizer: Any = module.trainer.optimizers[0]
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()  # after a validation, what was gathered for it is still in place of the parts
     if zero.engine(module.trainer) is not None:
         yield from _of_zero(module, optimizer)
         return
