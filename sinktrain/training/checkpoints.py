@@ -13,6 +13,8 @@ import torch
 
 import sinktrain
 from sinktrain.base.errors import UserError
+from sinktrain.base.paths import inside
+from sinktrain.base.secrets import redact_config
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.tokenizer import save_tokenizer
@@ -41,7 +43,7 @@ def checkpoint_record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     generation = model.generation_config
     return {
         "version": sinktrain.__version__,
-        "config": json.dumps(model.config.to_dict()),
+        "config": json.dumps(redact_config(model.config.to_dict())),
         "generation_config": json.dumps(generation.to_dict() if generation is not None else {}),
         "sink": sink.to_dict(),
         "tokenizer": files,
@@ -74,7 +76,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     fields = json.loads(record["config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     sink = SinkConfig(**record["sink"])
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     add_outlet(model, sink)
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
     try:
@@ -82,7 +84,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     except RuntimeError as error:
         raise UserError(f"{option} {path}: its weights do not fit its config; name another checkpoint.") from error
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
-    return Trained(model.eval(), _tokenizer(record["tokenizer"]), sink, checkpoint["global_step"])
+    return Trained(model.eval(), _tokenizer(record["tokenizer"], f"{option} {path}"), sink, checkpoint["global_step"])
 
 
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
@@ -104,11 +106,11 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _tokenizer(files: dict[str, str]) -> PreTrainedTokenizerBase:
+def _tokenizer(files: dict[str, str], source: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
-            (Path(folder) / Path(name).name).write_text(text)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+            inside(Path(folder), name, source).write_text(text)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer

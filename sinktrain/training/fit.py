@@ -29,8 +29,11 @@ class FitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Only `fit`."""
-        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+        """Only `fit`; what it loads is never unpickled, so that there is no option for it."""
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are raised, so that the command line can say them in one sentence."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 import sinktrain
+from sinktrain.base.secrets import command_line, option_secrets, redact, redact_command
 
 _PACKAGES = ("sinktrain", "torch", "lightning", "transformers", "tokenizers", "datasets", "numpy")
 FILE = "run.json"
@@ -38,23 +41,41 @@ class RecordRun(SaveConfigCallback):
     """Gives the config and the state of the code and the machine to all loggers, and writes them into `run_folder`.
 
     There they are `config.yaml`, of the last start, and `run.json`, a list with an entry for each start: a run that is
-    resumed into the same folder adds one.
+    resumed into the same folder adds one. Secrets are left out of all of these.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves once."""
         self._folder = run_folder(trainer)
-        self.save_to_log_dir = self._folder is not None
+        self.save_to_log_dir = False  # Lightning's own file would have the secrets in it
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called by Lightning once, on rank 0."""
-        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        entry = run_entry(trainer, config.get("ckpt_path"))
+        secrets = option_secrets(sys.argv[1:])
+        written = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        config = redact(written, also=secrets)
+        entry = redact(run_entry(trainer, config.get("ckpt_path")), also=secrets)
         if self._folder is not None:
             append_run(self._folder / FILE, entry)
-        for logger in trainer.loggers:
-            logger.log_hyperparams({**config, "run": entry})
+            text = self.parser.dump(self.config, skip_none=False)
+            if config != written:
+                text = yaml.safe_dump(config, sort_keys=False)
+            (self._folder / self.config_filename).write_text(text, encoding="utf-8")
+        with _clean_arguments():
+            for logger in trainer.loggers:
+                logger.log_hyperparams({**config, "run": entry})
+
+
+@contextmanager
+def _clean_arguments() -> Iterator[None]:
+    """In the block, no secrets in `sys.argv`, which wandb writes down when it starts."""
+    arguments = sys.argv
+    sys.argv = [arguments[0], *redact_command(arguments[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, Any]:
@@ -62,7 +83,7 @@ def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, An
     device = trainer.strategy.root_device
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.machine()}",
