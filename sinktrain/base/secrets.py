@@ -40,7 +40,8 @@ def redact(tree: T, also: Iterable[str] = ()) -> T:
     """
     values = {spelled for value in (*environment_secrets(), *also) if value for spelled in _spellings(value)}
     longest_first = sorted(values, key=lambda value: (-len(value), value))
-    known = re.compile("|".join(map(re.escape, longest_first))) if values else None
+    patterns = (re.escape(value).replace("\\ ", "\\s+") for value in longest_first)  # YAML breaks lines at a space
+    known = re.compile("|".join(patterns)) if values else None
     cleaned: T = _clean(tree, known, hide=False)
     return cleaned
 
@@ -89,8 +90,8 @@ def environment_secrets() -> list[str]:
 
 
 def _spellings(value: str) -> set[str]:
-    """A secret as it stands, in an URL, and in JSON."""
-    return {value, quote(value, safe=""), json.dumps(value)[1:-1]}
+    """A secret as it stands, in an URL, in JSON and in YAML."""
+    return {value, quote(value, safe=""), json.dumps(value)[1:-1], value.replace("'", "''")}
 
 
 def option_secrets(arguments: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from sinktrain.training.checkpoints import check_record, read_checkpoint
 from sinktrain.training.garbage import GarbageCollection
 from sinktrain.training.module import SinkModule
 from sinktrain.training.progress import ProgressBar
-from sinktrain.training.run_record import RecordRun
+from sinktrain.training.run_record import RecordRun, clean_wandb
 from sinktrain.training.throughput import Throughput
 
 
@@ -55,6 +55,7 @@ class FitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuses what would only fail later, or fail without a sentence."""
+        clean_wandb(self.trainer)
         at_least("--trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, 1)
         checkpoint = self.config.fit.ckpt_path
         if checkpoint not in (None, "last", "best", "hpc"):

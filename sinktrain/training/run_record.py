@@ -8,8 +8,6 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,20 +60,21 @@ class RecordRun(SaveConfigCallback):
             if config != written:
                 text = yaml.safe_dump(config, sort_keys=False)
             (self._folder / self.config_filename).write_text(text, encoding="utf-8")
-        with _clean_arguments():
-            for logger in trainer.loggers:
-                logger.log_hyperparams({**config, "run": entry})
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**config, "run": entry})
 
 
-@contextmanager
-def _clean_arguments() -> Iterator[None]:
-    """In the block, no secrets in `sys.argv`, which wandb writes down when it starts."""
-    arguments = sys.argv
-    sys.argv = [arguments[0], *redact_command(arguments[1:])]
-    try:
-        yield
-    finally:
-        sys.argv = arguments
+def clean_wandb(trainer: L.Trainer) -> None:
+    """Keeps secrets out of what wandb itself notes of a run when it starts, which is before `RecordRun` is called.
+
+    Where the command line has some, wandb notes none of it, and nothing of the machine; `RecordRun` gives it both.
+    """
+    for logger in trainer.loggers:
+        if isinstance(noted := getattr(logger, "_wandb_init", None), dict):
+            arguments = sys.argv[1:]
+            noted.update(redact(noted, also=option_secrets(arguments)))
+            if redact_command(arguments) != arguments:
+                noted.setdefault("settings", {"x_disable_meta": True})
 
 
 def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def all_verbs(folder: Path, tokenizer: Path, code: str = "") -> bytes:
     said = run(folder, code, "prepare", "--source", str(source), "--tokenizer", str(own), "--out", "data",
                "--validation_fraction", "0.3")  # fmt: skip
     (folder / "given.yaml").write_text(yaml.safe_dump(fit_settings(folder, own)))
-    said += run(folder, code, "fit", "--config", "given.yaml", "--seed_everything", "1")
+    said += run(folder, code, "fit", "--config", "given.yaml", "--model.tokenizer", str(own))
     (folder / "given.yaml").rename(folder / "given")
     checkpoint = "kept/last.ckpt"
     said += run(folder, code, "evaluate", "--model.name", checkpoint, "--text", str(source), "--out", "results",
