@@ -65,16 +65,28 @@ class RecordRun(SaveConfigCallback):
 
 
 def clean_wandb(trainer: L.Trainer) -> None:
-    """Keeps secrets out of what wandb itself notes of a run when it starts, which is before `RecordRun` is called.
-
-    Where the command line has some, wandb notes none of it, and nothing of the machine; `RecordRun` gives it both.
-    """
+    """Keeps secrets out of what wandb itself notes of a run when it starts, which is before `RecordRun` is called."""
     for logger in trainer.loggers:
         if isinstance(noted := getattr(logger, "_wandb_init", None), dict):
-            arguments = sys.argv[1:]
-            noted.update(redact(noted, also=option_secrets(arguments)))
-            if redact_command(arguments) != arguments:
-                noted.setdefault("settings", {"x_disable_meta": True})
+            noted.update(redact(noted, also=option_secrets(sys.argv[1:])))
+            logger.__class__ = _clean_kind(type(logger))
+
+
+def _clean_kind(kind: Any) -> Any:
+    """The class of a logger, whose experiment sees a `sys.argv` without secrets while it starts.
+
+    Only then, since Lightning starts the processes of other ranks with it.
+    """
+
+    def experiment(self: Any) -> Any:
+        arguments = sys.argv
+        sys.argv = [arguments[0], *redact_command(arguments[1:])]
+        try:
+            return kind.experiment.fget(self)
+        finally:
+            sys.argv = arguments
+
+    return type(kind.__name__, (kind,), {"experiment": property(experiment)})
 
 
 def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, Any]:
