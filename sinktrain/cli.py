@@ -11,6 +11,7 @@ from typing import Any
 
 import sinktrain
 from sinktrain.base.errors import UserError
+from sinktrain.base.secrets import option_secrets, redact
 
 VERBS = {
     "prepare": ("sinktrain.data.prepare", "turn text into tokens"),
@@ -49,6 +50,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns its exit status: 0, or 2 with one sentence on stderr for a mistake in the input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.excepthook = _tell_of_a_bug
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -65,12 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_mistake(error):
             raise
         if debug:
-            traceback.print_exc()
-        print(f"sinktrain {verb}: {_sentence(error)}", file=sys.stderr)
+            print(redact(traceback.format_exc(), also=option_secrets(arguments)), end="", file=sys.stderr)
+        print(f"sinktrain {verb}: {redact(_sentence(error), also=option_secrets(arguments))}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
         print(f"sinktrain {verb}: interrupted", file=sys.stderr)
         return 130
+
+
+def _tell_of_a_bug(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """The traceback as Python prints it, without secrets: libraries put whole addresses into their errors."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(redact(text, also=option_secrets(sys.argv[1:])), end="", file=sys.stderr)
 
 
 def _run(verb: str, arguments: list[str]) -> int:

@@ -120,3 +120,22 @@ def prepared_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def text() -> Tensor:
     return torch.randint(0, VOCABULARY, (90,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(model_folder: Path, prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after two steps of training with a sink."""
+    import lightning as L
+
+    from sinktrain.data import SinkDataModule
+    from sinktrain.training import OptimizerConfig, SinkModule
+
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, default_root_dir=folder,
+    )  # fmt: skip
+    module = SinkModule(name=str(model_folder), optimizer=OptimizerConfig(warmup_steps=1))
+    trainer.fit(module, SinkDataModule(str(prepared_folder), sequence_length=32, batch_size=2))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.paths import inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_UNTRUSTED: dict[str, Any] = {"trust_remote_code": False}
+"""A model's own code is not run, and transformers does not ask on the terminal whether it may be."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ def load_tokenizer(name: str, option: str = "model.name", **hub: Any) -> PreTrai
             return PreTrainedTokenizerFast(tokenizer_file=name)
     location = locate(name, option)
     with quiet(), _explain(name, option, "tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location.path, **location.arguments, **hub)
+        arguments = {**_UNTRUSTED, **location.arguments, **hub}
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location.path, **arguments)
     return tokenizer
 
 
@@ -106,9 +112,10 @@ def load_model(name: str, dtype: torch.dtype | None = None, option: str = "model
     from transformers import AutoModelForCausalLM
 
     location = locate(name, option)
+    _check_parts(Path(location.path), f"{option} {name}")
     with quiet(), _explain(name, option, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            location.path, dtype=dtype or torch.float32, **location.arguments, **hub
+            location.path, dtype=dtype or torch.float32, **{**_UNTRUSTED, **location.arguments, **hub}
         )
     if location.gguf_file is not None:
         _forget_quantization(model)
@@ -125,7 +132,9 @@ def load_config(name: str, option: str = "model.name", **hub: Any) -> PreTrained
 
     location = locate(name, option)
     with quiet(), _explain(name, option, "model"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(location.path, **location.arguments, **hub)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            location.path, **{**_UNTRUSTED, **location.arguments, **hub}
+        )
     return config
 
 
@@ -154,7 +163,9 @@ def model_from_config(config: dict[str, Any], vocabulary: int, seed: int = 0) ->
         built = AutoConfig.for_model(kind, **fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(built, dtype=torch.float32)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                built, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # each architecture checks its fields in its own way
         raise UserError(f"model.config: {_first_line(error)}; correct the field.") from error
     return model
@@ -178,6 +189,21 @@ def trained_length(config: Any) -> int | None:
     """The number of positions that the model was trained for, if its config says so."""
     value = getattr(config, "max_position_embeddings", None)
     return int(value) if isinstance(value, int) else None
+
+
+def _check_parts(folder: Path, source: str) -> None:
+    """The index of a model in several files names no file outside its folder.
+
+    Raises:
+        UserError: it does.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # transformers says what is wrong with it
+        for part in names:
+            inside(folder, part, source, links=True)
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

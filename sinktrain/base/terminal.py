@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sinktrain.base.secrets import redact
+
 
 def say(text: str) -> None:
-    """Prints one line of what was done, without markup and without wrapping, so that a script can read it."""
-    print(text, flush=True)
+    """Prints one line of what was done, without markup, wrapping and secrets, so that a script can read it."""
+    print(redact(text), flush=True)
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinktrain.base.secrets import command_line
 from sinktrain.base.terminal import progress
 from sinktrain.benchmarks.decoders import make_decoder
 from sinktrain.benchmarks.summary import PAPER, decoding_ratios, decoding_summary, evaluation_summary, paper_ratio
 from sinktrain.benchmarks.throughput import evaluation_seconds, tokens_needed
 from sinktrain.benchmarks.timing import in_turns, peak_bytes
-from sinktrain.evaluation.results import command, environment
+from sinktrain.evaluation.results import environment
 from sinktrain.evaluation.subject import Subject
 from sinktrain.streaming import CacheSpec
 
@@ -49,7 +50,7 @@ def measure(subject: Subject, specs: list[CacheSpec], settings: Settings, *, eva
     device = model.device
     return {
         "schema": SCHEMA,
-        "command": command(),
+        "command": command_line(),
         "model": subject.description,
         "machine": {
             "device": device.type,

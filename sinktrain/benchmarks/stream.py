@@ -10,6 +10,7 @@ from typing import Any
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.folders import new_folder
+from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.benchmarks.decoders import METHODS
 from sinktrain.benchmarks.figure import write_figure
@@ -71,6 +72,7 @@ def bench_stream(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="cache .* positions")  # `_warn` has said it, once
             record = measure(subject, specs, settings, evaluation=evaluation)
+        record = redact(record)
         for line in tables(record):
             say(line)
         if folder is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sinktrain import __version__
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import kept_folder
+from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.data.prepared import MANIFEST, SCHEMA, SPLITS, sha256
 from sinktrain.data.sources import documents, is_on_hub, local_files, standard_library_files
@@ -89,7 +90,7 @@ def prepare(
     )
     out = Path(out)
     with kept_folder(out, "--out", overwrite=overwrite) as draft:
-        work = Work(draft, out, _decisive(settings, tokenizer, train_tokenizer))
+        work = Work(draft, out, redact(_decisive(settings, tokenizer, train_tokenizer)))
         made = work.take_up(lambda: _tokenizer(texts, tokenizer, train_tokenizer), overwrite)
         work.tokenize(texts, made, validation_fraction, seed, max_documents)
         manifest = _describe(draft.result, work, settings, made, tokenizer or "tokenizer")
@@ -147,9 +148,9 @@ def _describe(
         "schema": SCHEMA,
         "sinktrain": __version__,
         "python": platform.python_version(),  # it decides what `stdlib` holds
-        "source": settings,
+        "source": redact(settings),
         "tokenizer": {
-            "name": name,
+            "name": redact(name),
             "fingerprint": work.fingerprint,
             "vocabulary": work.vocabulary,
             "eos_id": tokenizer.eos_token_id,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.paths import inside
 
 Split = Literal["train", "validation"]
 Tokens: TypeAlias = np.uint16 | np.uint32
@@ -60,7 +61,7 @@ class PreparedText:
         return dict(manifest)
 
     def _check_size(self, name: str, expected: int) -> None:
-        path = self.folder / name
+        path = inside(self.folder, name, self._name, links=True)
         if not path.is_file():
             raise UserError(f"{self._name}: its {name} is missing; {_AGAIN}.")
         if path.stat().st_size != expected:
@@ -85,7 +86,10 @@ class PreparedText:
 
     def documents(self, split: Split) -> NDArray[np.int64]:
         """Where each document of a split starts in its tokens: (documents,) int64, the first is 0."""
-        starts: NDArray[np.int64] = np.load(self.folder / f"{split}.documents.npy")
+        try:
+            starts: NDArray[np.int64] = np.load(self.folder / f"{split}.documents.npy", allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"{self._name}: its {split}.documents.npy is damaged; {_AGAIN}.") from error
         return starts
 
     def check_files(self) -> None:

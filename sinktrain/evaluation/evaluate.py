@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sinktrain.base.errors import UserError, at_least
+from sinktrain.base.secrets import command_line
 from sinktrain.base.terminal import progress, say
 from sinktrain.evaluation.attention import attention_to_first
 from sinktrain.evaluation.grid import Row, full_cache, parse_caches, recompute_row, stream_row
-from sinktrain.evaluation.results import SCHEMA, command, environment, write_results
+from sinktrain.evaluation.results import SCHEMA, environment, write_results
 from sinktrain.evaluation.rules import first_with_sinks, in_words, second_rule
 from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
 from sinktrain.streaming import CacheSpec, PositionRule
@@ -77,7 +78,7 @@ def evaluate(
     full = full_cache(len(material.tokens), len(subject.sink_ids), size)
     record: dict[str, Any] = {
         "schema": SCHEMA,
-        "command": command(),
+        "command": command_line(),
         "model": subject.description,
         "text": material.description,
         "cache_size": size,

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
-import sys
+import zipfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
+from sinktrain.base.secrets import redact
 from sinktrain.evaluation.grid import NLL, Row, full_cache
 
 SCHEMA = 1
@@ -48,7 +48,7 @@ def write_results(path: Path, record: dict[str, Any], rows: list[Row], *, overwr
     with new_folder(path, "--out", overwrite=overwrite) as folder:
         arrays: dict[str, Any] = {row.name: row.nll.astype(np.float32) for row in rows}
         np.savez_compressed(folder / "nll.npz", **arrays)
-        (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "results.json").write_text(json.dumps(redact(record), indent=1) + "\n")
 
 
 def read_results(path: Path, option: str = "--results") -> Results:
@@ -59,9 +59,9 @@ def read_results(path: Path, option: str = "--results") -> Results:
     """
     try:
         record = json.loads((path / "results.json").read_text())
-        with np.load(path / "nll.npz") as arrays:
+        with np.load(path / "nll.npz", allow_pickle=False) as arrays:
             nll = {name: arrays[name].astype(np.float64) for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{option} {path}: is not a result folder; name one of `sinktrain evaluate`.") from error
     if record.get("schema") != SCHEMA:
         raise UserError(f"{option} {path}: was written by another version; run `sinktrain evaluate` again.")
@@ -78,8 +78,3 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def command() -> str:
-    """The command line of this process."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

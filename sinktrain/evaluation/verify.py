@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from sinktrain.base.errors import UserError, at_least
+from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.results import read_results
 from sinktrain.evaluation.verdict import judge
@@ -55,7 +56,7 @@ def verify(
     draft = target.with_name(f".{target.name}.draft")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(record, indent=1) + "\n")
+        draft.write_text(json.dumps(redact(record), indent=1) + "\n")
         os.replace(draft, target)  # noqa: PTH105
     except OSError as error:
         raise UserError(f"--out {target}: cannot be written ({error.strerror}); choose another file.") from error

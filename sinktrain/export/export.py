@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
 from sinktrain.base.models import quiet, trained_length
+from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.export.bundle import bundle
 from sinktrain.export.card import model_card
@@ -56,7 +57,7 @@ def export(
         cache = CacheSpec.default(len(sink_ids_of(trained.tokenizer)), trained_length(trained.model.config))
         (folder / "custom_generate").mkdir()
         (folder / "custom_generate" / "generate.py").write_text(bundle(str(cache)))
-        (folder / "README.md").write_text(model_card(trained, out.name, judged))
+        (folder / "README.md").write_text(redact(model_card(trained, out.name, judged)))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")
     return out
@@ -75,7 +76,7 @@ def _check(folder: Path, expected: list[int]) -> None:
     """The tokenizer as another program will load it puts the sinks in front exactly as the trained one does."""
     from transformers import AutoTokenizer
 
-    if (found := AutoTokenizer.from_pretrained(folder)("text").input_ids) != expected:
+    if (found := AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("text").input_ids) != expected:
         raise UserError(
             f"--checkpoint: its tokenizer does not survive saving ({expected} became {found}); "
             "train with a tokenizer that has a tokenizer.json."

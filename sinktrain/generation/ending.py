@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sinktrain.base.secrets import redact
+
 
 @dataclass
 class Signalled:
@@ -69,4 +71,4 @@ def write(text: str) -> None:
 
 def note(text: str) -> None:
     """Writes a line to standard error: what is said about the text, and is not the text."""
-    print(text, file=sys.stderr, flush=True)
+    print(redact(text), file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.secrets import redact
 from sinktrain.reporting.records import (
     METHODS,
     STATEMENTS,
@@ -140,7 +141,7 @@ class _Fields:
 def _read_json(path: Path, option: str, verb: str) -> dict[str, Any]:
     text = read_text(path, option)
     with _Fields(option, path, verb):
-        data = cast("dict[str, Any]", json.loads(text))
+        data = cast("dict[str, Any]", redact(json.loads(text)))
         schema = data.get("schema")
     if schema != SCHEMA:
         raise UserError(

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.reporting.load import load_metrics, load_results, load_verdict, read_text
 from sinktrain.reporting.page import Material, render
@@ -51,7 +52,7 @@ def report(
         base=None if base is None else load_results(base, "--base"),
         verdict=None if verdict is None else load_verdict(verdict),
         metrics=None if metrics is None else load_metrics(metrics),
-        settings=None if settings is None else read_text(settings, "--settings"),
+        settings=None if settings is None else redact(read_text(settings, "--settings")),
     )
     if material.base is not None:
         _check_same(material.results, material.base, str(base))

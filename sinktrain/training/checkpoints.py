@@ -13,6 +13,8 @@ import torch
 
 import sinktrain
 from sinktrain.base.errors import UserError
+from sinktrain.base.paths import inside
+from sinktrain.base.secrets import redact_config
 from sinktrain.checkpoints.pieces import Place
 from sinktrain.checkpoints.reader import Reader
 from sinktrain.checkpoints.store import MANIFEST, Found, found
@@ -46,7 +48,7 @@ def checkpoint_record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     generation = model.generation_config
     return {
         "version": sinktrain.__version__,
-        "config": json.dumps(model.config.to_dict()),
+        "config": json.dumps(redact_config(model.config.to_dict())),
         "generation_config": json.dumps(generation.to_dict() if generation is not None else {}),
         "sink": sink.to_dict(),
         "tokenizer": files,
@@ -82,14 +84,14 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     if path.is_dir():
         checkpoint = newest_whole(path, option)
         reader = Reader(checkpoint.path)
-        model, trained = _empty_model(checkpoint.document(MODEL), dtype, checkpoint.step)
+        model, trained = _empty_model(checkpoint.document(MODEL), dtype, checkpoint.step, f"{option} {path}")
         with torch.no_grad():
             for name, tensor in (*model.named_parameters(), *_missing_buffers(model, reader)):
                 reader.read_into(tensor, f"weights/{name}", Place.whole(tensor.shape))
                 reader.close()  # what was mapped of the file counts as memory of this process
         return trained
     single = read_checkpoint(path, option)
-    model, trained = _empty_model(single["sinktrain"], dtype, single["global_step"])
+    model, trained = _empty_model(single["sinktrain"], dtype, single["global_step"], f"{option} {path}")
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in single["state_dict"].items()}
     try:
         model.load_state_dict(weights)
@@ -123,7 +125,7 @@ def newest_whole(path: Path, option: str) -> Found:
     raise UserError(f"{option} {path}: holds no checkpoint; name a step-... that `sinktrain fit` wrote, or its folder.")
 
 
-def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int) -> tuple[PreTrainedModel, Trained]:
+def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int, source: str) -> tuple[PreTrainedModel, Trained]:
     """The model of a record with weights that are not filled in yet, so that they take no memory."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
@@ -132,10 +134,10 @@ def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int) -> tuple
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     sink = SinkConfig(**record["sink"])
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     add_outlet(model, sink)
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
-    return model, Trained(model.eval(), _tokenizer(record["tokenizer"]), sink, step)
+    return model, Trained(model.eval(), _tokenizer(record["tokenizer"], source), sink, step)
 
 
 def _missing_buffers(model: PreTrainedModel, reader: Reader) -> list[tuple[str, torch.Tensor]]:
@@ -163,11 +165,11 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _tokenizer(files: dict[str, str]) -> PreTrainedTokenizerBase:
+def _tokenizer(files: dict[str, str], source: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
-            (Path(folder) / Path(name).name).write_text(text)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+            inside(Path(folder), name, source).write_text(text)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer

@@ -18,7 +18,7 @@ from sinktrain.data import SinkDataModule
 from sinktrain.training.garbage import GarbageCollection
 from sinktrain.training.module import SinkModule
 from sinktrain.training.progress import ProgressBar
-from sinktrain.training.run_record import RecordRun
+from sinktrain.training.run_record import RecordRun, clean_wandb
 from sinktrain.training.saving import Checkpoints
 from sinktrain.training.throughput import Throughput
 
@@ -28,8 +28,11 @@ class FitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Only `fit`."""
-        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+        """Only `fit`; what it loads is never unpickled, so that there is no option for it."""
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are raised, so that the command line can say them in one sentence."""
@@ -52,6 +55,7 @@ class FitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuses what would only fail later, or fail without a sentence."""
+        clean_wandb(self.trainer)
         at_least("--trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, 1)
         checkpoint = self.config.fit.ckpt_path
         if checkpoint is not None:

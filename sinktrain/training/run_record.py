@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import socket
 import subprocess
 import sys
@@ -16,9 +15,11 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 import sinktrain
+from sinktrain.base.secrets import command_line, option_secrets, redact, redact_command
 
 _PACKAGES = ("sinktrain", "torch", "lightning", "transformers", "tokenizers", "datasets", "numpy")
 FILE = "run.json"
@@ -38,26 +39,34 @@ class RecordRun(SaveConfigCallback):
     """Gives the config and the state of the code and the machine to all loggers, and writes them into `run_folder`.
 
     There they are `config.yaml`, of the last start, and `run.json`, a list with an entry for each start: a run that is
-    resumed into the same folder adds one.
+    resumed into the same folder adds one. Secrets are left out of all of these.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves once."""
         self._folder = run_folder(trainer)
-        self.save_to_log_dir = self._folder is not None
+        _going_on_from(trainer)  # all ranks ask, and `save_config` is called on one
+        self.save_to_log_dir = False  # Lightning's own file would have the secrets in it
         super().setup(trainer, pl_module, stage)
 
     def facts(self, trainer: L.Trainer) -> dict[str, Any]:
-        """The config and the state of code and machine, as plain values."""
+        """The config and the state of code and machine, as plain values, without secrets."""
         config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        return {"config": config, "run": run_entry(trainer, config.get("ckpt_path"))}
+        facts = {"config": config, "run": run_entry(trainer)}
+        redacted: dict[str, Any] = redact(facts, also=option_secrets(sys.argv[1:]))
+        return redacted
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called by Lightning once, on rank 0."""
+        written = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
         facts = self.facts(trainer)
         config, entry = facts["config"], facts["run"]
         if self._folder is not None:
             append_run(self._folder / FILE, entry)
+            text = self.parser.dump(self.config, skip_none=False)
+            if config != written:
+                text = yaml.safe_dump(config, sort_keys=False)
+            (self._folder / self.config_filename).write_text(text, encoding="utf-8")
         for logger in trainer.loggers:
             logger.log_hyperparams({**config, "run": entry})
 
@@ -68,15 +77,49 @@ def run_facts(trainer: L.Trainer) -> dict[str, Any]:
     for callback in callbacks:
         if isinstance(callback, RecordRun):
             return callback.facts(trainer)
-    return {"config": None, "run": run_entry(trainer)}
+    return {"config": None, "run": redact(run_entry(trainer), also=option_secrets(sys.argv[1:]))}
 
 
-def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, Any]:
-    """What is to be known of this start of a run, as plain values; `checkpoint` is what it goes on from."""
+def _going_on_from(trainer: L.Trainer) -> str | None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if hasattr(callback, "going_on_from"):
+            found = callback.going_on_from(trainer)
+            return None if found is None else str(found.path)
+    return None
+
+
+def clean_wandb(trainer: L.Trainer) -> None:
+    """Keeps secrets out of what wandb itself notes of a run when it starts, which is before `RecordRun` is called."""
+    for logger in trainer.loggers:
+        if isinstance(noted := getattr(logger, "_wandb_init", None), dict):
+            noted.update(redact(noted, also=option_secrets(sys.argv[1:])))
+            logger.__class__ = _clean_kind(type(logger))
+
+
+def _clean_kind(kind: Any) -> Any:
+    """The class of a logger, whose experiment sees a `sys.argv` without secrets while it starts.
+
+    Only then, since Lightning starts the processes of other ranks with it.
+    """
+
+    def experiment(self: Any) -> Any:
+        arguments = sys.argv
+        sys.argv = [arguments[0], *redact_command(arguments[1:])]
+        try:
+            return kind.experiment.fget(self)
+        finally:
+            sys.argv = arguments
+
+    return type(kind.__name__, (kind,), {"experiment": property(experiment)})
+
+
+def run_entry(trainer: L.Trainer) -> dict[str, Any]:
+    """What is to be known of this start of a run, as plain values."""
     device = trainer.strategy.root_device
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -85,7 +128,7 @@ def run_entry(trainer: L.Trainer, checkpoint: str | None = None) -> dict[str, An
         "ranks": trainer.world_size,
         "nodes": trainer.num_nodes,
         "precision": trainer.precision,
-        "ckpt_path": checkpoint,
+        "checkpoint": _going_on_from(trainer),
         "git": {"sinktrain": git_state(Path(sinktrain.__file__).parent), "folder": git_state(Path.cwd())},
         "versions": {"python": platform.python_version(), **_versions()},
     }

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
 from sinktrain.checkpoints import store
+from sinktrain.checkpoints.store import Found
 from sinktrain.training import resuming, snapshot
 from sinktrain.training.notices import FAILED, SAVE, SIGNALS, SignalHandlers
 from sinktrain.training.resuming import gather_text
@@ -64,20 +65,30 @@ class Checkpoints(Checkpoint):
         self.blocked = 0.0
         """Seconds that training stood still for saves."""
         self._writer = BackgroundWriter(wait, keep)
-        self._resumed: Any = None
+        self._resumed: Found | None = None
+        self._store: Path = Path()
         self._handlers: SignalHandlers | None = None
+        self._asked = self._begun = False
         self._saved_at: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds the folder, the same on all ranks."""
+        """Finds the folder, the same on all ranks, and what is in it."""
+        self.going_on_from(trainer)
+
+    def going_on_from(self, trainer: L.Trainer) -> Found | None:
+        """The checkpoint that this run goes on from; all ranks ask."""
+        if self._asked:
+            return self._resumed
+        self._asked = True
         beside = run_folder(trainer)
         default = (beside or Path(trainer.default_root_dir)) / "checkpoints"
         self._store = Path(trainer.strategy.broadcast(str(self.folder or default)))
         self._attempt = trainer.strategy.broadcast(secrets.token_hex(4))
+        self._resumed = resuming.choose(trainer, self._store, self.resume)
+        return self._resumed
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes on from a checkpoint, if there is one."""
-        self._resumed = resuming.choose(trainer, self._store, self.resume)
         if self._resumed is not None:
             snapshot.restore(trainer, self._resumed)
             self.last = self._resumed.path
@@ -88,7 +99,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Starts the clock of temporary checkpoints, and listens for signals."""
-        self._clock, self._notices = time.monotonic(), pl_module.notices
+        self._clock = time.monotonic()
+        self._run = run_facts(trainer) if trainer.is_global_zero else {}
         self._writer.listen(trainer, pl_module.notices)
         self._handlers = SignalHandlers(pl_module.notices)
         self._handlers.install()
@@ -97,10 +109,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Between two optimizer steps, validation of the last one included: saves if it is time."""
-        if self._resumed is not None:
+        if self._resumed is not None and not self._begun:
             # Not earlier: what comes before the first batch draws random numbers of its own.
             snapshot.restore_random(self._resumed, trainer.global_rank, _seed(trainer))
-            self._resumed = None
+        self._begun = True
         if batch_idx % trainer.accumulate_grad_batches:
             return
         words, step = pl_module.notices.read(), trainer.global_step
@@ -137,7 +149,7 @@ class Checkpoints(Checkpoint):
         begun = time.perf_counter()
         with not_training(trainer):
             self._settle(trainer)
-            taken = snapshot.take(trainer, run_facts(trainer))
+            taken = snapshot.take(trainer, self._run)
             self._saved_at, self._clock = taken.step, time.monotonic()
             facts = {
                 "permanent": permanent,

@@ -1,4 +1,4 @@
-"""Starts runs of one or several ranks as real processes, forked from one that has imported everything: a run in a second.
+"""Starts runs of one or several ranks as real processes, forked from one that has imported everything, in a second.
 
 As a program it reads jobs, a line of JSON each, and answers with a line of JSON each. `Ranks` is the other end.
 """

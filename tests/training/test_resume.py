@@ -32,7 +32,8 @@ def diary(folder: Path, ranks: int) -> list[list[dict[str, Any]]]:
 
 def last_of_each_step(folder: Path, ranks: int) -> list[list[dict[str, Any]]]:
     """Steps that were made again after a kill count once: as they were made last."""
-    return [[entry for _, entry in sorted({each["step"]: each for each in rank}.items())] for rank in diary(folder, ranks)]
+    by_step = [{entry["step"]: entry for entry in rank} for rank in diary(folder, ranks)]
+    return [[rank[step] for step in sorted(rank)] for rank in by_step]
 
 
 def finals(folder: Path, ranks: int) -> list[str]:

@@ -64,8 +64,9 @@ SLOW = [
     [*FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)],
 )
 def test_a_strategy_trains_as_one_process(
-    strategy: str, ranks: int, batch: int, accumulate: int, starter: Ranks, text: dict[str, str], alone: dict[str, Any], tmp_path: Path
-) -> None:
+    strategy: str, ranks: int, batch: int, accumulate: int, starter: Ranks, text: dict[str, str],
+    alone: dict[str, Any], tmp_path: Path,
+) -> None:  # fmt: skip
     check_equal(run(starter, tmp_path / "run", strategy, ranks, batch, accumulate, **text), alone)
 
 
