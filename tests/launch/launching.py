@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LAUNCH = str(ROOT / "scripts/launch.sh")
 STAND_IN = f"{sys.executable} {HERE / 'stand_in.py'}"
-SHORT = 100  # seconds that nothing here takes
+SHORT = 60  # seconds that nothing here takes
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -25,10 +25,22 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     """A launcher with the stand-in for `sinktrain`."""
-    return subprocess.Popen(
+    run = subprocess.Popen(
         [LAUNCH, *arguments], env=environment(SINKTRAIN=STAND_IN, **variables), text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+    _started.append(run)
+    return run
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def end_what_was_started() -> None:
+    """After a test that has failed; the ranks go with their launcher."""
+    for run in _started:
+        run.kill()
+    _started.clear()
 
 
 def until(condition: Callable[[], bool]) -> None:

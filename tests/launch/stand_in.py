@@ -4,6 +4,7 @@ The ranks of a run share FOLDER. One that gets SIGTERM, SIGINT or SIGUSR1 says s
 128 + signal. A run goes on from what was saved. Each rank writes its process id, so that a test can find it.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -11,8 +12,8 @@ import time
 from pathlib import Path
 
 folder = Path(sys.argv[2])
-steps = int(sys.argv[3]) if sys.argv[3:] and sys.argv[3].isdigit() else 1000
-save_seconds = float(sys.argv[4]) if sys.argv[4:] and not sys.argv[4].startswith("-") else 0.0
+numbers = [float(word) for word in itertools.takewhile(lambda word: not word.startswith("--"), sys.argv[3:5])]
+steps, save_seconds = [*numbers, *(1000, 0)[len(numbers) :]]
 rank, attempt = os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 stop = folder / f"stop-{attempt}"
 
@@ -26,10 +27,10 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
 (folder / f"pid-{rank}-{attempt}").write_text(str(os.getpid()))
 saved = folder / f"saved-{rank}"
 start = int(saved.read_text()) if saved.exists() else 0
-for step in range(start, steps):
+for step in range(start, int(steps)):
     time.sleep(0.05)
     if (folder / "fail").exists():
-        (folder / "fail").unlink()
+        (folder / "fail").unlink(missing_ok=True)
         sys.exit(3)
     if stop.exists() and (text := stop.read_text()):
         time.sleep(save_seconds)
