@@ -1,7 +1,7 @@
 """Stands in for `sinktrain fit` under a launcher: python stand_in.py fit FOLDER [STEPS [SECONDS OF A SAVE]] ...
 
-The ranks of a run share FOLDER. One that gets SIGTERM, SIGINT or SIGUSR1 says so there; all of them then save and end with
-128 + signal. A run goes on from what was saved. Each rank writes its process id, so that a test can find it.
+The ranks of a run share FOLDER. One that gets SIGTERM, SIGINT or SIGUSR1 says so there; all of them then save and
+end with 128 + signal. A run goes on from what was saved. Each rank writes its process id, so that a test can find it.
 """
 
 import itertools

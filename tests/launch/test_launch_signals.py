@@ -41,11 +41,11 @@ def test_a_stop_is_saved_and_told(number: int, tmp_path: Path) -> None:
 
 
 def test_a_save_that_takes_too_long(tmp_path: Path) -> None:
-    """--save-seconds is the bound; ranks that were killed have not saved, and the status does not say that they have."""
+    """--save-seconds is the bound; ranks that were killed have not saved, and the status does not say so."""
     run = start("--cpus", "1", "--save-seconds", "1", "--", str(tmp_path), "1000", "60")
     until(written(tmp_path, "pid-0-0"))
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=SHORT)
+    _, said = run.communicate(timeout=25)  # torchrun's own bound is 30
     assert run.returncode == 137 and "[-9]" in said, said
     assert alive(str(tmp_path)) == []
 

@@ -16,7 +16,7 @@ SLURM = str(ROOT / "scripts/slurm.sh")
 # for half a second. Every call is written down.
 FAKES = {
     "srun": "trap 'got=138' USR1; trap 'got=143' TERM; echo srun \"$@\" >>calls; "
-    'while [[ -z ${SRUN_STATUS:-}${got:-} ]]; do sleep 0.05; done; [[ -z ${got:-} ]] || sleep 0.5; '
+    "while [[ -z ${SRUN_STATUS:-}${got:-} ]]; do sleep 0.05; done; [[ -z ${got:-} ]] || sleep 0.5; "
     'exit "${SRUN_STATUS:-$got}"',
     "scontrol": 'echo scontrol "$@" >>calls',
     "scancel": 'echo scancel "$@" >>calls',
