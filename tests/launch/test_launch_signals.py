@@ -70,7 +70,7 @@ def test_a_rank_that_fails_gives_its_status(tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_is_killed_leaves_no_rank(tmp_path: Path) -> None:
-    run = start("--cpus", "2", "--", str(tmp_path))
+    run = start("--cpus", "2", "--", str(tmp_path), "100000")
     until(written(tmp_path, *STARTED))
     run.kill()
     run.communicate(timeout=SHORT)

@@ -16,7 +16,7 @@ SLURM = str(ROOT / "scripts/slurm.sh")
 # for half a second. Every call is written down.
 FAKES = {
     "srun": "trap 'got=138' USR1; trap 'got=143' TERM; echo srun \"$@\" >>calls; "
-    "while [[ -z ${SRUN_STATUS:-}${got:-} ]]; do sleep 0.05; done; [[ -z ${got:-} ]] || sleep 0.5; "
+    "while [[ -z ${SRUN_STATUS:-}${got:-} ]]; do sleep 0.05; done; [[ -z ${got:-} ]] || { sleep 0.5; touch saved; }; "
     'exit "${SRUN_STATUS:-$got}"',
     "scontrol": 'echo scontrol "$@" >>calls',
     "scancel": 'echo scancel "$@" >>calls',
@@ -81,7 +81,7 @@ def test_signals_to_the_batch_script(number: int, expected: list[str], tmp_path:
     until((tmp_path / "calls").exists)
     run.send_signal(number)
     until(lambda: not (run.poll() is None and run.send_signal(number)) and run.poll() is not None)
-    assert run.returncode == 128 + number, run.communicate()
+    assert run.returncode == 128 + number and (tmp_path / "saved").exists()
     assert calls(tmp_path) == expected
 
 
