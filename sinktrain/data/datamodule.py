@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.data.checks import check_batch, check_choice, check_layout, check_trainer, open_texts
 from sinktrain.data.global_batch import accumulation
-from sinktrain.data.hubstream import ResumableStream, StreamedBatches
+from sinktrain.data.hubstream import ResumableStream, StreamedBatches, begin_worker
 from sinktrain.data.mixture import Mixture
 from sinktrain.data.packing import Layout, Packing, Rows
 from sinktrain.data.prepared import PreparedText, Split
@@ -211,6 +211,7 @@ class SinkDataModule(L.LightningDataModule):
             sampler=picks,
             batch_size=None,  # an index is a whole batch already
             num_workers=self.num_workers,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # else every iterator draws from the one that dropout draws from
             # A forked worker shares the map of the tokens; any other kind would be sent a copy of the whole text.
             multiprocessing_context="fork" if self.num_workers else None,

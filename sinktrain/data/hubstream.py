@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -68,8 +69,13 @@ class StreamedBatches(IterableDataset[dict[str, Any]]):
         return {**{name: torch.from_numpy(values) for name, values in columns.items()}, "state": state}
 
 
-def _without_threads(worker: int) -> None:
-    """A forked process has no copy of the threads with which `tokenizers` works, and would wait for them for ever."""
+def begin_worker(worker: int) -> None:
+    """Makes a loader's process outlive the signals that its rank saves for, which may be sent to all of its group.
+
+    And a forked process has no copy of the threads with which `tokenizers` works, and would wait for them for ever.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -91,7 +97,7 @@ class ResumableStream:
             num_workers=workers,
             generator=torch.Generator(),  # else it would draw from the one that dropout draws from
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_without_threads,
+            worker_init_fn=begin_worker,
             pin_memory=torch.cuda.is_available(),
         )
         self._used, self._states = used, deque([batches.state])

@@ -21,6 +21,7 @@ from sinktrain.training.progress import ProgressBar
 from sinktrain.training.run_record import RecordRun, clean_wandb
 from sinktrain.training.saving import Checkpoints
 from sinktrain.training.throughput import Throughput
+from sinktrain.training.watchdog import Watchdog
 
 
 class FitCLI(LightningCLI):
@@ -43,6 +44,7 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(GarbageCollection, "garbage")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer whose progress bar shows what the other callbacks have just logged."""

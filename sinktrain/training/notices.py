@@ -90,6 +90,13 @@ class SignalHandlers:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
+    def ignore(self, trainer: Any) -> None:
+        """Ignores them from now on: the process is ending because of one, and others of its kind may still come."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        self._before = {}
+        trainer._signal_connector._original_handlers = {}  # Lightning would put these back
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._notices.give(signal.Signals(number).name)
         before = self._before.get(signal.Signals(number))

@@ -135,6 +135,8 @@ class Checkpoints(Checkpoint):
 
     def _leave(self, trainer: L.Trainer, number: signal.Signals) -> None:
         """Ends the process as the signal would have, once the checkpoint is whole."""
+        assert self._handlers is not None
+        self._handlers.ignore(trainer)
         self._settle(trainer)
         if trainer.is_global_zero:
             say(f"stopped by {number.name} after step {trainer.global_step}; checkpoint: {self.last}")

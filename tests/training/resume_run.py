@@ -30,6 +30,7 @@ from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
 from sinktrain.training import Checkpoints, OptimizerConfig, SinkModule  # noqa: E402
 from sinktrain.training.slots import slots  # noqa: E402
+from sinktrain.training.watchdog import Watchdog  # noqa: E402
 
 torch.set_num_threads(1)
 CONFIG = {"model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -71,6 +72,30 @@ def fingerprint(module: Any) -> str:
     return digest.hexdigest()
 
 
+def hang() -> None:
+    """Never returns."""
+    time.sleep(1000)
+
+
+class Hang(L.Callback):
+    """Hangs or fails in a step of a rank: `[place, step, rank]`."""
+
+    def __init__(self, place: str, step: int, rank: int) -> None:
+        self.place, self.step, self.rank = place, step, rank
+
+    def _reach(self, trainer: L.Trainer, place: str) -> None:
+        if (place, trainer.global_step, trainer.global_rank) == (self.place, self.step, self.rank):
+            hang()
+        if self.place == "error" and (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            raise ZeroDivisionError("on purpose")
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._reach(trainer, "forward")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._reach(trainer, "data")
+
+
 class Finish(L.Callback):
     """Writes down what the run came to."""
 
@@ -102,12 +127,17 @@ def main(options: dict[str, Any]) -> None:
     accumulate = options.get("accumulate", 1)
     saving = {"folder": str(Path(options["out"], "checkpoints")), "every_n_steps": options.get("every"),
               "every_minutes": 0, **options.get("checkpoints", {})}  # fmt: skip
+    callbacks = [Diary(options), Checkpoints(**saving), Finish()]
+    if "watchdog" in options:
+        callbacks.insert(0, Watchdog(**options["watchdog"]))
+    if "hang" in options:
+        callbacks.append(Hang(*options["hang"]))
     trainer = L.Trainer(
         accelerator="cpu", devices=options["ranks"], strategy=strategy(options.get("strategy", "auto")),
         max_steps=options["steps"], accumulate_grad_batches=accumulate, gradient_clip_val=0.5, logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
         use_distributed_sampler=False, default_root_dir=options["out"], check_val_every_n_epoch=None,
-        val_check_interval=5 * accumulate, callbacks=[Diary(options), Checkpoints(**saving), Finish()],
+        val_check_interval=5 * accumulate, callbacks=callbacks,
     )  # fmt: skip
     config = {**CONFIG, "hidden_dropout": options.get("dropout", 0.1)}
     module = SinkModule(config=config, tokenizer=options["model"], sink=SinkConfig(**options.get("sink", {})),

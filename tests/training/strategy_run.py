@@ -17,6 +17,7 @@ warnings.filterwarnings("ignore")
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
@@ -34,6 +35,8 @@ def strategy(name: str) -> Any:
     if first.startswith("zero"):
         stage = int(first[-1])
         return DeepSpeed(stage, offload_optimizer="offload" in rest, offload_parameters=bool(rest) and stage == 3)
+    if name == "ddp":  # as configs/trainer/ddp.yaml
+        return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
     return name
 
 
