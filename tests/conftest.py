@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from faults import Faults
+from forking import Ranks
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -115,6 +118,29 @@ def prepared_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory
     source = folder / "source.txt"
     source.write_text("\n\f\n".join(some_text(120, seed) for seed in range(30)))
     return prepare(str(source), folder / "data", tokenizer=str(model_folder), validation_fraction=0.3)
+
+
+_FAULTS = Faults()
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Ranks]:
+    """Starts runs of one or several real processes, in a second each."""
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def faults() -> Faults:
+    """Counts what faults do to runs; its table is printed when all tests are done."""
+    return _FAULTS
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what the faults did."""
+    for line in _FAULTS.table() if _FAULTS.lines else []:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -163,9 +163,9 @@ class SinkDataModule(L.LightningDataModule):
         A group is one rank, but for tensor parallelism, whose ranks compute parts of the same samples.
         """
         trainer = self._trainer()
-        share = trainer.distributed_sampler_kwargs
+        share = getattr(trainer, "distributed_sampler_kwargs", None)
         if share is None:
-            return 1, 0
+            return trainer.world_size, trainer.global_rank
         return int(share["num_replicas"]), int(share["rank"])
 
     def val_dataloader(self) -> Iterable[dict[str, Tensor]]:
@@ -231,7 +231,8 @@ def _align_batch_count(trainer: L.Trainer) -> None:
     Lightning takes a step when its count of batches is a multiple of the accumulation. In a run that goes on from
     inside a step, or with another accumulation than before, the restored count would end the first step early.
     """
-    count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    behind = count.processed - count.completed  # 1 in what a callback saved at the end of a batch
-    count.ready = count.started = count.processed = trainer.global_step * trainer.accumulate_grad_batches
-    count.completed = count.processed - behind
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    behind = progress.current.processed - progress.current.completed  # 1 in what was saved at the end of a batch
+    for count in (progress.current, progress.total):  # by the second one Lightning knows when to validate
+        count.ready = count.started = count.processed = trainer.global_step * trainer.accumulate_grad_batches
+        count.completed = count.processed - behind

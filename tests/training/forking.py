@@ -49,7 +49,8 @@ class Ranks:
             module: in this folder.
             options: with the key `out`, a folder.
             ranks: how many processes.
-            job: `signals`, a list of [seconds, rank, signal]; `timeout` in seconds, after which all are killed.
+            job: `signals`, a list of [seconds, rank, signal]; `together`, whether all are killed when one is, as the
+                launcher would; `timeout` in seconds, after which all are killed.
         """
         Path(options["out"]).mkdir(parents=True, exist_ok=True)
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -115,6 +116,9 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
             _, rank, number = signals.pop(0)
             if rank not in statuses:
                 os.kill(children[rank], number)
+        if job.get("together") and any(status < 0 for status in statuses.values()):
+            for child in children:
+                _kill_group(child)
         if now > job.get("timeout", 120):
             for child in children:
                 _kill_group(child)

@@ -96,12 +96,26 @@ class Hang(L.Callback):
         self._reach(trainer, "data")
 
 
+class Validations(L.Callback):
+    """Notes at which steps there was a validation, and what came out."""
+
+    def __init__(self) -> None:
+        self.found: list[list[Any]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.found.append([trainer.global_step, trainer.callback_metrics["val/loss"].item().hex()])
+
+
 class Finish(L.Callback):
     """Writes down what the run came to."""
 
+    def __init__(self, validations: Validations) -> None:
+        self.validations = validations
+
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.global_step == trainer.max_steps:
-            found = {"fingerprint": fingerprint(module), "validation": str(trainer.callback_metrics.get("val/loss"))}
+            print("validations", self.validations.found)
+            found = {"fingerprint": fingerprint(module), "validation": self.validations.found[-1:]}
             path = Path(trainer.default_root_dir, f"final-{trainer.global_rank}.json")
             path.write_text(json.dumps(found))
 
@@ -127,7 +141,8 @@ def main(options: dict[str, Any]) -> None:
     accumulate = options.get("accumulate", 1)
     saving = {"folder": str(Path(options["out"], "checkpoints")), "every_n_steps": options.get("every"),
               "every_minutes": 0, **options.get("checkpoints", {})}  # fmt: skip
-    callbacks = [Diary(options), Checkpoints(**saving), Finish()]
+    validations = Validations()
+    callbacks = [Diary(options), Checkpoints(**saving), validations, Finish(validations)]
     if "watchdog" in options:
         callbacks.insert(0, Watchdog(**options["watchdog"]))
     if "hang" in options:
