@@ -116,9 +116,9 @@ class _ChunkedLoss(torch.autograd.Function):
                     d_bias += d_logits.sum(0, dtype=d_bias.dtype)
         ctx.save_for_backward(d_states, d_weight, d_bias)
         ctx.dtype = states.dtype
-        objective, nll = sums.unbind()
-        ctx.mark_non_differentiable(nll)
-        return objective.clone(), nll.clone()
+        objective, nll = (total.clone() for total in sums.unbind())
+        ctx.mark_non_differentiable(nll)  # the very tensor that is returned, or gradients of gradients are kept
+        return objective, nll
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
