@@ -17,7 +17,9 @@ WITHIN = ("logsumexp",)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make until they are freed; what an operation keeps to itself is in `WITHIN`, or not seen.
+    """Counts the storages that operations make until they are freed.
+
+    What an operation keeps to itself is not seen, but for those in `WITHIN`.
 
     Args:
         known: tensors that are not counted, such as parameters.
