@@ -15,11 +15,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sinktrain.base.errors import UserError
+from sinktrain.planning.as_trained import has_plain_head, without_masks
 from sinktrain.planning.skeleton import Skeleton, layer_list, split_layers
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 SHALLOW = (2, 3)
 """Depths to trace: with two layers the first and the last are different ones."""
@@ -116,8 +116,8 @@ class _Step:
             self.model.gradient_checkpointing_enable()
         self.model.train()
         self.ids = torch.zeros(work.batch_size, work.sequence_length, dtype=torch.int64)
-        self.plain = _has_plain_head(self.model)
-        _without_masks(self.model)
+        self.plain = has_plain_head(self.model)
+        without_masks(self.model)
         config = OptimizerConfig(name=work.optimizer)  # type: ignore[arg-type]
         self.optimizer = build_optimizer(self.model, config)
         self.optimizer.skip = torch.zeros(())
@@ -191,34 +191,3 @@ def _autocast(wanted: bool) -> Any:
     import torch
 
     return torch.autocast("cpu", torch.bfloat16) if wanted else nullcontext()
-
-
-def _without_masks(model: PreTrainedModel) -> None:
-    """Lets it attend as `WithoutMasks` does in training, if its code takes that."""
-    import torch
-
-    from sinktrain.training.masks import unmasked_name
-
-    before, without = model.config._attn_implementation, unmasked_name(model)
-    if without is None:
-        return
-    model.config._attn_implementation = without
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False)
-    except (TypeError, AttributeError, RuntimeError):
-        model.config._attn_implementation = before
-
-
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """As `sinktrain.training.loss.has_plain_head`, without data: nothing but a product follows the hidden states."""
-    import torch
-
-    from sinktrain.planning.live import OperationNames
-
-    ids = torch.zeros(1, 2, dtype=torch.int64)
-    with torch.no_grad(), OperationNames() as inner:
-        model.base_model(input_ids=ids, use_cache=False)
-    with torch.no_grad(), OperationNames() as whole:
-        model(input_ids=ids, use_cache=False)
-    return whole.arithmetic - inner.arithmetic in ({"mm": 1}, {"addmm": 1}, {"bmm": 1})

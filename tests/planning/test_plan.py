@@ -19,12 +19,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from sinktrain.base.models import model_from_config
 from sinktrain.cli import main
+from sinktrain.planning import as_trained
 from sinktrain.planning.advice import largest_batch, remedies
 from sinktrain.planning.hardware import GIB, Device
 from sinktrain.planning.memory import BUCKET, GATHERED_LAYERS, memory, sizes
 from sinktrain.planning.settings import Settings
 from sinktrain.planning.skeleton import Skeleton, read_skeleton
-from sinktrain.planning.tracing import Work, _has_plain_head, trace, trace_depth
+from sinktrain.planning.tracing import Work, trace, trace_depth
 from sinktrain.training.loss import has_plain_head, next_token_loss
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 
@@ -162,7 +163,7 @@ def test_heads_are_told_apart_without_data(kind: str) -> None:
     fields = {**LLAMA, "model_type": kind, "num_hidden_layers": 1, "pad_token_id": 0}
     fields |= {"logits_scaling": 2.0} if kind == "granite" else {}
     with FakeTensorMode():
-        found = _has_plain_head(model_from_config(fields, ROWS))
+        found = as_trained.has_plain_head(model_from_config(fields, ROWS))
     model = model_from_config(fields, ROWS)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(100)  # small logits look the same when they are capped
