@@ -15,6 +15,7 @@ from sinktrain.base.secrets import option_secrets, redact
 
 VERBS = {
     "prepare": ("sinktrain.data.prepare", "turn text into tokens"),
+    "plan": ("sinktrain.planning.plan", "say whether a run fits, and its speed and cost, before a cluster is booked"),
     "fit": ("sinktrain.training.fit", "train a model with a sink token in front of every sample"),
     "evaluate": ("sinktrain.evaluation.evaluate", "stream a text through a model under a grid of caches"),
     "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),

@@ -116,8 +116,8 @@ class _ChunkedLoss(torch.autograd.Function):
                     d_bias += d_logits.sum(0, dtype=d_bias.dtype)
         ctx.save_for_backward(d_states, d_weight, d_bias)
         ctx.dtype = states.dtype
-        objective, nll = sums[0].clone(), sums[1].clone()
-        ctx.mark_non_differentiable(nll)
+        objective, nll = (total.clone() for total in sums.unbind())
+        ctx.mark_non_differentiable(nll)  # the very tensor that is returned, or gradients of gradients are kept
         return objective, nll
 
     @staticmethod

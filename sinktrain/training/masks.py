@@ -50,14 +50,14 @@ def unmasked_attention(model: PreTrainedModel) -> str | None:
     With it, samples are whole texts or come with a `document_mask`; padding would not be seen, so it is for training
     alone. It changes something where layers have windows, unless the attention is ours, which minds them itself.
     """
-    before = model.config._attn_implementation
-    if before not in _UNMASKED or (before == "sdpa" and _has_windows(model)) or _has_chunks(model):
+    before, without = model.config._attn_implementation, unmasked_name(model)
+    if without is None:
         return None
     ids = torch.arange(4, device=model.device)[None]
     training = model.training
     model.eval()
     expected = model(input_ids=ids, use_cache=False).logits
-    model.config._attn_implementation = _UNMASKED[before]
+    model.config._attn_implementation = without
     try:
         found = model(input_ids=ids, use_cache=False).logits
     except (TypeError, AttributeError, RuntimeError):  # it does something of its own with the mask, as Falcon does
@@ -66,7 +66,15 @@ def unmasked_attention(model: PreTrainedModel) -> str | None:
         model.config._attn_implementation = before
         model.train(training)
     same = torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
-    return _UNMASKED[before] if same else None
+    return without if same else None
+
+
+def unmasked_name(model: PreTrainedModel) -> str | None:
+    """What `unmasked_attention` will try: it needs no weights, and one architecture or another will not have it."""
+    before = model.config._attn_implementation
+    if before not in _UNMASKED or (before == "sdpa" and _has_windows(model)) or _has_chunks(model):
+        return None
+    return _UNMASKED[before]
 
 
 class WithoutMasks(L.Callback):

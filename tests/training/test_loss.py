@@ -54,6 +54,7 @@ def test_equals_cross_entropy_written_out(shape, chunk, with_bias, z_loss, seed)
         objective, nll, tokens = next_token_loss(hidden, head, labels, z_loss)
     (0.5 * objective).backward()
     assert tokens == (labels[:, 1:] != -100).sum()
+    assert objective.requires_grad and not nll.requires_grad  # else the step keeps a copy of every gradient
     torch.testing.assert_close(objective, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(nll, expected_nll, rtol=1e-9, atol=1e-9)
     found = [hidden.grad, head.weight.grad] + ([head.bias.grad] if with_bias else [])
