@@ -21,8 +21,9 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 
+from sinktrain.base.secrets import command_line  # noqa: E402
 from sinktrain.data.sources import documents  # noqa: E402
-from sinktrain.evaluation.results import command, environment  # noqa: E402
+from sinktrain.evaluation.results import environment  # noqa: E402
 from sinktrain.streaming import CacheSpec, stream_nll  # noqa: E402
 
 LAYERS, SINK, VOCABULARY = 3, 0, 257  # a byte b is token b + 1
@@ -139,7 +140,7 @@ def main() -> int:
     nll, memory, seconds = stream(model, text, cache, options.chunk)
     places = [options.tokens * quarter // 4 for quarter in (1, 2, 3, 4)]
     record = {
-        "command": command(), "environment": environment(), "tokens": options.tokens, "cache": str(cache),
+        "command": command_line(), "environment": environment(), "tokens": options.tokens, "cache": str(cache),
         "seconds": round(seconds, 1), "tokens_per_second": round(options.tokens / seconds),
         "parameters": sum(p.numel() for p in model.parameters()),
         "memory_mb": [round(value, 1) for value in memory],

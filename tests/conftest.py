@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from faults import Faults
-from forking import Ranks
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from sinktrain.data.prepare import prepare
+
+if TYPE_CHECKING:
+    from faults import Faults
+    from forking import Ranks
 
 VOCABULARY = 97
 
@@ -120,12 +122,14 @@ def prepared_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return prepare(str(source), folder / "data", tokenizer=str(model_folder), validation_fraction=0.3)
 
 
-_FAULTS = Faults()
+_FAULTS: list[Faults] = []
 
 
 @pytest.fixture(scope="session")
 def starter() -> Iterator[Ranks]:
     """Starts runs of one or several real processes, in a second each."""
+    from forking import Ranks
+
     ranks = Ranks()
     yield ranks
     ranks.close()
@@ -134,12 +138,15 @@ def starter() -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def faults() -> Faults:
     """Counts what faults do to runs; its table is printed when all tests are done."""
-    return _FAULTS
+    from faults import Faults
+
+    _FAULTS.append(Faults())
+    return _FAULTS[0]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints what the faults did."""
-    for line in _FAULTS.table() if _FAULTS.lines else []:
+    for line in _FAULTS[0].table() if _FAULTS else []:
         terminalreporter.write_line(line)
 
 

@@ -87,8 +87,10 @@ MISTAKES = {
     "length without room": (f"{FIT} --data.sequence_length 2", "--data.sequence_length"),
     "text shorter than a sample": (f"{FIT} --data.sequence_length 512 --data.path {{short}}", "--data.sequence_length"),
     "steps that cannot be": (f"{FIT} --trainer.accumulate_grad_batches 0", "accumulate_grad_batches"),
-    "no checkpoint": (f"{FIT} --ckpt_path {{folder}}/no.ckpt", "--ckpt_path"),
-    "not a checkpoint": (f"{FIT} --ckpt_path {{folder}}/short.txt", "--ckpt_path"),
+    "no checkpoint": (f"{FIT} --checkpoints.resume {{folder}}/none", "checkpoints.resume"),
+    "not a checkpoint": (f"{FIT} --checkpoints.resume {{folder}}/short.txt", "checkpoints.resume"),
+    "Lightning's own": (f"{FIT} --ckpt_path {{folder}}/short.txt", "--ckpt_path"),
+    "one temporary checkpoint": (f"{FIT} --checkpoints.keep 1", "checkpoints.keep"),
     "the same batches": (f"{FIT} --trainer.limit_train_batches 2", "limit_train_batches"),
     "betas": (f"{FIT} --model.optimizer.betas [0.9,2.0]", "betas"),
     "package": (f"{FIT} --model.name package:a.b.c", "package:a.b.c"),
@@ -151,14 +153,30 @@ def test_fit_says_where_things_are_and_resumes(
     model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = fit_options(model_folder, prepared_folder, tmp_path / "runs")
-    keep = ["--trainer.callbacks", "lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.dirpath",
-            str(tmp_path / "kept"), "--trainer.callbacks.save_last", "true"]  # fmt: skip
+    kept = tmp_path / "kept"
+    keep = ["--checkpoints.folder", str(kept)]
     assert main([*options, *keep]) == 0
     out = capsys.readouterr().out
-    assert "trained 3 steps: train/loss" in out and "checkpoint:" in out and "last.ckpt" in out
-    longer = [*options, *keep, "--trainer.max_steps", "5", "--ckpt_path", str(tmp_path / "kept" / "last.ckpt")]
-    assert main(longer) == 0
-    assert "trained 5 steps" in capsys.readouterr().out
+    assert "trained 3 steps: train/loss" in out and f"checkpoint: {kept / 'step-000000003'}" in out
+    assert main([*options, *keep, "--trainer.max_steps", "5"]) == 0
+    out = capsys.readouterr().out
+    assert f"going on from {kept / 'step-000000003'}, step 3" in out and "trained 5 steps" in out
+    assert main([*options, *keep, "--trainer.max_steps", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "trained 5 steps" in out and "nothing is left to do" in out and "step-000000005" in out
+    assert main([*options, *keep, "--checkpoints.resume", "never"]) == 2
+    assert "checkpoints.resume is never" in capsys.readouterr().err
+    assert main([*options, "--checkpoints.resume", str(kept / "step-000000003"), "--checkpoints.folder",
+                 str(tmp_path / "other")]) == 0  # fmt: skip
+    assert "going on from" in capsys.readouterr().out and not (tmp_path / "other").exists()
+
+
+def test_a_run_without_checkpoints(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = fit_options(model_folder, prepared_folder, tmp_path / "runs")
+    assert main([*options, "--trainer.enable_checkpointing", "false"]) == 0
+    assert "checkpoint" not in capsys.readouterr().out and not list(tmp_path.rglob("step-*"))
 
 
 YAML_FILES = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("recipes/**/*.yaml")])

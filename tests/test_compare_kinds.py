@@ -121,13 +121,14 @@ def test_what_follows_fit_goes_to_fit(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(compare_kinds, "read_runs", lambda *_: [])
     arguments = [str(RECIPES[0]), "--kinds", "none", "token", "--seeds", "3", "--out", str(tmp_path), "--fit"]
     monkeypatch.setattr(sys, "argv", ["compare_kinds.py", *arguments, "--trainer.max_steps", "5"])
-    (tmp_path / "token-3" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "token-3" / "checkpoints" / "last.ckpt").touch()
     compare_kinds.main()
     assert [call[0] for call in calls] == ["fit", "evaluate"] * 2
     assert calls[0][3:] == ["--trainer.max_steps", "5"]
-    assert calls[2][3:] == ["--trainer.max_steps", "5", "--ckpt_path", str(tmp_path / "token-3/checkpoints/last.ckpt")]
-    assert calls[3][3:] == []
+    assert calls[2][3:] == ["--trainer.max_steps", "5"] and calls[3][3:] == []
+    # A run that was stopped goes on from what is in the folder that its config names.
+    assert yaml.safe_load((tmp_path / "token-3" / "fit.yaml").read_text())["checkpoints"] == {
+        "folder": str(tmp_path / "token-3" / "checkpoints")
+    }
     compare_kinds.main()
     assert len(calls) == 4  # all were done
 

@@ -17,8 +17,9 @@ from peers.figures import TITLES, difference_table, speed_table, speeds
 from peers.material import write_material
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.folders import new_folder
+from sinktrain.base.secrets import command_line
 from sinktrain.base.terminal import say
-from sinktrain.evaluation.results import command, environment
+from sinktrain.evaluation.results import environment
 from sinktrain.streaming.spec import CacheSpec
 
 SMALLEST = 4 * WARMUP  # a cache in which a StaticCache can take its steps
@@ -85,7 +86,14 @@ def compare(
         say(f"{model}, cache {spec}, {settings['threads']} threads, {device}, {text}: {length} tokens")
         load = warn_of_load(settings["threads"])
         record = measure(contest, spec, dtypes, names, rounds, agreement and {PEER, "stream_nll"} <= set(names))
-        record = {"command": command(), **material, "cache": str(spec), "settings": settings, "load": load, **record}
+        record = {
+            "command": command_line(),
+            **material,
+            "cache": str(spec),
+            "settings": settings,
+            "load": load,
+            **record,
+        }
         keep(contest, draft, record)
     say(f"\nresults: {out}")
     return out

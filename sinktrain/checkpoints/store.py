@@ -138,12 +138,19 @@ class Found:
                 raise ValueError(f"its {name} is not what was written (another checksum)")
 
     def document(self, name: str) -> Any:
-        """A JSON file of it."""
-        return json.loads((self.path / name).read_text())
+        """A JSON file of it.
+
+        Raises:
+            UserError: it is none.
+        """
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: its {name} is damaged; use another checkpoint.") from error
 
     def rank_state(self, rank: int) -> Any:
         """What `Draft.write_rank` was given."""
-        return json.loads((self.path / f"rank-{rank:05d}.json").read_text())["state"]
+        return self.document(f"rank-{rank:05d}.json")["state"]
 
 
 def found(store: Path) -> list[Found]:

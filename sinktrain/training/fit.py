@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sinktrain.base.errors import UserError, at_least
@@ -47,9 +48,16 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(Watchdog, "watchdog")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A Trainer whose progress bar shows what the other callbacks have just logged."""
-        trainer = super().instantiate_trainer(**kwargs)
-        bar_last(trainer)
+        """A Trainer that saves with `Checkpoints`, unless trainer.enable_checkpointing is false."""
+        own = self._get(self.config_init, "trainer", default={})
+        callbacks = own.get("callbacks") or []
+        # Lightning adds one of its own if it may
+        theirs = any(isinstance(each, Checkpoint) for each in callbacks)
+        trainer = super().instantiate_trainer(**kwargs, enable_checkpointing=theirs)
+        found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if own.get("enable_checkpointing") is False:
+            found[:] = [each for each in found if not isinstance(each, Checkpoints)]
+        in_order(trainer)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -83,7 +91,7 @@ class FitCLI(LightningCLI):
         trainer = self.trainer
         losses = [f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in ("train/loss", "val/loss")
                   if name in trainer.callback_metrics]  # fmt: skip
-        say(f"trained {trainer.global_step} steps: {', '.join(losses)}")
+        say(f"trained {trainer.global_step} steps{': ' if losses else ''}{', '.join(losses)}")
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         speed = next(found.tokens_per_second for found in callbacks if isinstance(found, Throughput))
         if speed is not None:
@@ -91,15 +99,15 @@ class FitCLI(LightningCLI):
             say(f"speed: {speed:,.0f} tokens/s (every position that {ranks} computed)")
         for logger in trainer.loggers:
             say(f"logs: {logger.log_dir or logger.save_dir}")
-        saved = next(found for found in callbacks if isinstance(found, Checkpoints))
-        if saved.last is not None:
-            say(f"checkpoint: {_relative(str(saved.last))}")
+        for saved in callbacks:
+            if isinstance(saved, Checkpoints) and saved.last is not None:
+                say(f"checkpoint: {_relative(str(saved.last))}")
 
 
-def bar_last(trainer: L.Trainer) -> None:
-    """Lets the progress bar be called after all other callbacks."""
+def in_order(trainer: L.Trainer) -> None:
+    """Lets checkpoints be called after other callbacks, whose state they keep, and the progress bar last of all."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
+    callbacks.sort(key=lambda callback: (isinstance(callback, ProgressBar), isinstance(callback, Checkpoints)))
 
 
 _NOISE = (

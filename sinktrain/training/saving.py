@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
@@ -23,7 +22,7 @@ from sinktrain.training.throughput import not_training
 from sinktrain.training.writing import BackgroundWriter
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(L.Callback):
     """Saves what a run needs to go on bit by bit as if it had never stopped, and goes on from there.
 
     Training stands still while each rank copies its part into the host's memory; the files are written beside
@@ -92,6 +91,8 @@ class Checkpoints(Checkpoint):
         if self._resumed is not None:
             snapshot.restore(trainer, self._resumed)
             self.last = self._resumed.path
+            if 0 <= trainer.max_steps <= trainer.global_step and trainer.is_global_zero:
+                say(f"all of --trainer.max_steps {trainer.max_steps} are made: nothing is left to do")
             self._saved_at = trainer.global_step if self._resumed.path.parent == self._store else None
         if trainer.is_global_zero:
             store.clean(self._store)

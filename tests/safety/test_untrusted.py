@@ -48,7 +48,7 @@ def verb_lines(checkpoint: Path, model: Path, data: Path, out: Path) -> dict[str
         "generate": ["generate", "--model.name", str(checkpoint), "--prompt", "the", "--max_tokens", "2"],
         "fit": ["fit", "--model.name", str(model), "--data.path", str(data), "--data.sequence_length", "32",
                 "--data.batch_size", "2", "--trainer.max_steps", "3", "--trainer.accelerator", "cpu",
-                "--trainer.logger", "false", "--trainer.default_root_dir", str(out), "--ckpt_path", str(checkpoint)],
+                "--trainer.logger", "false", "--trainer.default_root_dir", str(out), "--checkpoints.resume", str(checkpoint)],
     }  # fmt: skip
 
 
@@ -79,7 +79,9 @@ def test_a_checkpoint_with_a_payload_is_refused(
     capsys.readouterr()
     assert main(line) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sinktrain ")]
-    assert len(err) == 1 and "bad.ckpt: cannot be read" in err[0]
+    assert (
+        len(err) == 1 and ("bad.ckpt: cannot be read" if verb != "fit" else "bad.ckpt: holds no checkpoint") in err[0]
+    )
     assert not planted.exists()
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sinktrain.cli import main
 from sinktrain.data import SinkDataModule
 from sinktrain.training import OptimizerConfig, SinkModule
-from sinktrain.training.fit import bar_last
+from sinktrain.training.fit import in_order
 from sinktrain.training.garbage import GarbageCollection
 from sinktrain.training.progress import ProgressBar
 from sinktrain.training.throughput import Throughput
@@ -54,7 +54,7 @@ def test_figures_come_from_log_steps(
         fit = trainer(tmp_path, 12, callbacks=[bar, Throughput(peak_flops=1e12), GarbageCollection(2)],
                       enable_progress_bar=True, log_every_n_steps=5, limit_val_batches=1, val_check_interval=6,
                       accumulate_grad_batches=2, check_val_every_n_epoch=None)  # fmt: skip
-        bar_last(fit)
+        in_order(fit)
         assert fit.callbacks[-1] is bar
         fit.fit(module, data)
     by_step = {step: shown for step, _, shown in bar.kept}

@@ -61,18 +61,19 @@ def test_a_run_and_its_resumption(
     repository: Path, tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-            "init_args": {"dirpath": str(out / "kept"), "filename": "last"}}  # fmt: skip
-    written = settings(tokenizer_folder, prepared_folder, out, csv_logger(out), callbacks=[keep])
-    fit(tmp_path, written)
+    written = settings(tokenizer_folder, prepared_folder, out, csv_logger(out))
+    kept = ["--checkpoints.folder", str(out / "kept")]
+    fit(tmp_path, written, *kept)
     (repository / "notes.txt").write_text("two")
-    checkpoint = str(out / "kept" / "last.ckpt")
-    fit(tmp_path, written, "--ckpt_path", checkpoint, "--trainer.max_steps", "6")
+    fit(tmp_path, written, *kept, "--trainer.max_steps", "6")
     first, second = json.loads((out / "logs" / "run.json").read_text())
     commit = git(repository, "rev-parse", "HEAD")
     assert first["git"]["folder"] == {"commit": commit, "branch": "main", "dirty": False}
     assert second["git"]["folder"] == {"commit": commit, "branch": "main", "dirty": True}
-    assert first["ckpt_path"] is None and second["ckpt_path"] == checkpoint
+    checkpoints = sorted((out / "kept").iterdir())
+    assert first["checkpoint"] is None and second["checkpoint"] == str(checkpoints[0])
+    inside = json.loads((checkpoints[1] / "run.json").read_text())
+    assert inside["config"]["trainer"]["max_steps"] == 6 and inside["run"]["git"] == second["git"]
     assert first["versions"].keys() >= {"python", "torch", "lightning", "transformers", "sinktrain"}
     assert (first["ranks"], first["device"], first["folder"]) == (1, "cpu", str(repository))
     saved = yaml.safe_load((out / "logs" / "config.yaml").read_text())
