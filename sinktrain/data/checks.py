@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sinktrain.base.errors import UserError
 from sinktrain.data.mixture import thousandths
@@ -102,6 +102,37 @@ def check_batch(samples: int, needed: int, name: str) -> None:
             f"{name}: holds {samples} training samples, fewer than one global batch of {needed}; prepare more text, or "
             "lower --data.batch_size, --data.sequence_length or the accumulation."
         )
+
+
+def order_of(texts: Sequence[PreparedText], layout: Layout, seed: int) -> dict[str, Any]:
+    """What decides which sample is the s-th, as plain values, for a checkpoint."""
+    files = [text.manifest["files"] for text in texts]
+    return {
+        "sequence_length": layout.length,
+        "packing": layout.packing,
+        "reserve_sinks": layout.reserve,
+        "seed": seed,
+        "text": [[each[name]["sha256"] for name in ("train.bin", "train.documents.npy")] for each in files],
+    }
+
+
+def check_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to go on with other samples than those that a checkpoint counted.
+
+    Raises:
+        UserError: they are others.
+    """
+    for name, value in before.items():
+        if name == "text" and now[name] != value:
+            raise UserError(
+                "--data.path: is another text than the one that the checkpoint has counted samples of; give that one, "
+                "or begin a new run from an export (--model.name)."
+            )
+        if now[name] != value:
+            raise UserError(
+                f"--data.{name} {now[name]}: was {value} in the checkpoint, whose count of samples it would change; "
+                "give that, or begin a new run from an export (--model.name)."
+            )
 
 
 def open_texts(folders: Mapping[str, float], option: str, fingerprint: str, whole: bool) -> list[PreparedText]:

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.data.checks import check_batch, check_choice, check_layout, check_trainer, open_texts
+from sinktrain.data.checks import (
+    check_batch,
+    check_choice,
+    check_layout,
+    check_order,
+    check_trainer,
+    open_texts,
+    order_of,
+)
 from sinktrain.data.global_batch import accumulation
 from sinktrain.data.hubstream import ResumableStream, StreamedBatches, begin_worker
 from sinktrain.data.mixture import Mixture
@@ -88,6 +96,7 @@ class SinkDataModule(L.LightningDataModule):
         self._step, self._used = 0, 0  # at this step of the optimizer, this many samples had been used
         self._stream_state: dict[str, Any] | None = None
         self._streamed: ResumableStream | None = None
+        self._order: dict[str, Any] = {}  # what decides which sample is which
 
     def setup(self, stage: str) -> None:
         """Opens the text, checks that it fits the model, and tells the Trainer how many micro-batches make a step.
@@ -108,6 +117,7 @@ class SinkDataModule(L.LightningDataModule):
         wanted: list[Split] = [] if stage != "fit" or self.stream else ["train"]
         if trainer.limit_val_batches != 0:
             wanted.append("validation")
+        self._order = order_of(texts if not self.stream else [], self._layout, self.seed)
         self._splits = {split: [self._rows(text, split) for text in texts] for split in wanted}
         if "train" in self._splits:
             needed = self.batch_size * self._readers()[0] * trainer.accumulate_grad_batches
@@ -196,12 +206,18 @@ class SinkDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint. Samples stand beside steps, for a run that goes on with other ranks or batches."""
         state: dict[str, Any] = {"step": self._trainer().global_step, "samples": self.samples_used()}
+        state["order"] = self._order
         if self._streamed is not None:
             state["stream"] = self._streamed.state(state["samples"])
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """From a checkpoint.
+
+        Raises:
+            UserError: its samples were others, or came in another order.
+        """
+        check_order(state_dict.get("order", {}), self._order)
         self._step, self._used = state_dict["step"], state_dict["samples"]
         self._stream_state = state_dict.get("stream")
 

@@ -48,7 +48,8 @@ def verb_lines(checkpoint: Path, model: Path, data: Path, out: Path) -> dict[str
         "generate": ["generate", "--model.name", str(checkpoint), "--prompt", "the", "--max_tokens", "2"],
         "fit": ["fit", "--model.name", str(model), "--data.path", str(data), "--data.sequence_length", "32",
                 "--data.batch_size", "2", "--trainer.max_steps", "3", "--trainer.accelerator", "cpu",
-                "--trainer.logger", "false", "--trainer.default_root_dir", str(out), "--checkpoints.resume", str(checkpoint)],
+                "--trainer.logger", "false", "--trainer.default_root_dir", str(out), "--checkpoints.resume",
+                str(checkpoint)],
     }  # fmt: skip
 
 

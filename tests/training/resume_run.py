@@ -158,7 +158,8 @@ def main(options: dict[str, Any]) -> None:
     module = SinkModule(config=config, tokenizer=options["model"], sink=SinkConfig(**options.get("sink", {})),
                         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2))  # fmt: skip
     data = SinkDataModule(options["data"], sequence_length=options.get("length", 32), batch_size=options["batch"],
-                          num_workers=options.get("workers", 0), validation_batches=2)  # fmt: skip
+                          num_workers=options.get("workers", 0), validation_batches=2,
+                          check_files=options.get("check_files", False))  # fmt: skip
     trainer.fit(module, data)
 
 
