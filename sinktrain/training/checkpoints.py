@@ -135,6 +135,7 @@ def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int, source: 
     sink = SinkConfig(**record["sink"])
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()  # left out above, with the filling
     add_outlet(model, sink)
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
     return model, Trained(model.eval(), _tokenizer(record["tokenizer"], source), sink, step)

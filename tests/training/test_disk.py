@@ -1,4 +1,4 @@
-"""Full or read-only disks, checkpoints and data that are not what they were: a sentence, and the last good one stays."""
+"""Full or read-only disks, checkpoints and data that are not what they were: a sentence; the last good one stays."""
 
 from __future__ import annotations
 

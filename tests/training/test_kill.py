@@ -52,7 +52,6 @@ def kill_in_save(starter: Ranks, options: dict[str, Any], ranks: int, rank: int,
     if killed.statuses[rank] != -signal.SIGKILL:
         assert set(killed.statuses) == {0}, killed.out[-3000:]
         return False
-    shutil.copytree(folder / "checkpoints", folder / "after-kill", dirs_exist_ok=True)
     finish(starter, now, ranks)
     assert not list((folder / "checkpoints").glob(".*"))  # what was half done is gone
     return True
