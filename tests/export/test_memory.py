@@ -36,7 +36,9 @@ assert not torch.distributed.is_initialized()
 """
 
 
-def write_checkpoint(folder: Path, tokenizer_folder: Path, width: int, layers: int) -> tuple[Path, dict[str, torch.Tensor]]:
+def write_checkpoint(
+    folder: Path, tokenizer_folder: Path, width: int, layers: int
+) -> tuple[Path, dict[str, torch.Tensor]]:
     """As two ranks of FSDP2 write it: the first and the second half of the rows."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     sink = SinkConfig()
