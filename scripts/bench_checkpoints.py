@@ -1,4 +1,4 @@
-"""What checkpoints and signals cost: how long a save blocks training, how long SIGTERM takes, what a flag cost.
+"""What checkpoints and signals cost: how long a save blocks training, how long SIGTERM takes, what a flag costs.
 
     .venv/bin/python scripts/bench_checkpoints.py                 the quickstart's model, and two ranks of a tiny one
     .venv/bin/python scripts/bench_checkpoints.py --model FOLDER --parts save signal
@@ -147,8 +147,8 @@ def broadcast_part(model: str, data: Path, folder: Path) -> None:
     turns = json.loads((folder / "turns.json").read_text())
     medians = {name: statistics.median(values) for name, values in turns.items()}
     say(
-        f"a step of two ranks: {medians['with']:.2f} ms with Lightning's broadcast, {medians['without']:.2f} ms without "
-        f"(medians of {len(turns['with'])} and {len(turns['without'])} steps; "
+        f"a step of two ranks: {medians['with']:.2f} ms with Lightning's broadcast, {medians['without']:.2f} "
+        f"without (medians of {len(turns['with'])} and {len(turns['without'])} steps; "
         f"{medians['with'] / medians['without']:.3f} times)"
     )
 

@@ -122,7 +122,8 @@ PLAIN = [
     ("gpt_neox", {}),
     ("gpt2", {"n_embd": 32, "n_head": 4}),
 ]
-SCALED = [("gemma2", {"head_dim": 8, "final_logit_softcapping": 1.0}), ("cohere", {"logit_scale": 0.25}),
+SCALED = [("gemma2", {"head_dim": 8, "final_logit_softcapping": 1.0}),
+          ("gemma2", {"head_dim": 8, "final_logit_softcapping": 30.0}), ("cohere", {"logit_scale": 0.25}),
           ("granite", {"logits_scaling": 4.0})]  # fmt: skip
 
 
@@ -131,7 +132,9 @@ SCALED = [("gemma2", {"head_dim": 8, "final_logit_softcapping": 1.0}), ("cohere"
 )
 def test_heads_that_scale_their_logits_are_seen(kind, extra, plain) -> None:
     model = model_from_config({"model_type": kind, **LLAMA, **extra}, 64)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert has_plain_head(model) is plain
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert model.training is False or model.training is True
 
 
