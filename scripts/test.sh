@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # All checks of the project: set-up, lint, format, types, rooms, tests. Stops at the first that fails.
 #
-#     scripts/test.sh                     the quick tests
-#     scripts/test.sh --slow              the slow ones too
+#     scripts/test.sh                     the quick tests, in two processes
+#     scripts/test.sh --slow              the slow ones too, in one: those of many ranks fill the machine
 #     scripts/test.sh tests/base -x       further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 arguments=()
-which_tests=(-m "not slow")
+which_tests=(-m "not slow" -n 2 --dist worksteal)
 for argument in "$@"; do
     if [[ $argument == --slow ]]; then which_tests=(); else arguments+=("$argument"); fi
 done
@@ -19,7 +19,7 @@ step() {
     "$@" || { status=$?; printf '\nfailed: %s\n' "$*" >&2; exit "$status"; }
 }
 
-step "set-up" bash scripts/setup.sh
+step "set-up" bash scripts/setup.sh deepspeed # whose strategies are tested on a CPU
 
 export PATH="$PWD/.venv/bin:$PATH" VIRTUAL_ENV="$PWD/.venv"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1         # a test that needs the network fails at once, everywhere

@@ -142,12 +142,16 @@ class Throughput(L.Callback):
         seconds = self._watch.lap()  # after the wait
         tokens, waited, memory = zip(*ranks, strict=True)
         self._tokens = 0
-        speed = sum(tokens) / seconds
+        share = getattr(trainer, "distributed_sampler_kwargs", None)
+        # Ranks of a tensor-parallel group compute parts of the same positions.
+        groups = len(ranks) if share is None else share["num_replicas"]
+        positions = sum(tokens) * groups / len(ranks)
+        speed = positions / seconds
         found = {"tokens_per_second": speed}
         if self._peak is not None:
             found["mfu"] = speed * self._flops / self._peak
         found |= {"data_wait": sum(waited) / len(ranks) / seconds, "memory_gib": max(memory) / 2**30}
-        self._add_up(sum(tokens), seconds)
+        self._add_up(positions, seconds)
         return found | self._time_left(trainer)
 
     def _add_up(self, tokens: float, seconds: float) -> None:

@@ -19,7 +19,7 @@ def options(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> dict[s
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_dies(starter: Ranks, options: dict[str, Any], rank: int) -> None:
     done = starter.run("resume_run", options, 2, signals=[[3.0, rank, signal.SIGKILL]], timeout=60)
     assert done.statuses[rank] == -signal.SIGKILL and done.statuses[1 - rank] == 70, done.out[-3000:]
@@ -28,6 +28,7 @@ def test_a_rank_dies(starter: Ranks, options: dict[str, Any], rank: int) -> None
     assert f"rank {1 - rank} ends: {named}" in done.out and "has died" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_is_stopped(starter: Ranks, options: dict[str, Any], rank: int) -> None:
     """SIGSTOP, as a machine that is frozen; the launcher kills what is left of it."""
@@ -39,7 +40,7 @@ def test_a_rank_is_stopped(starter: Ranks, options: dict[str, Any], rank: int) -
     assert f"rank {1 - rank} ends: {named}" in done.out and "has died or is stopped" in done.out
 
 
-@pytest.mark.parametrize("place", ["forward", "data"])
+@pytest.mark.parametrize("place", ["forward", pytest.param("data", marks=pytest.mark.slow)])
 def test_a_rank_hangs(starter: Ranks, options: dict[str, Any], place: str) -> None:
     done = starter.run("resume_run", {**options, "hang": [place, 4, 1]}, 2, timeout=60)
     assert done.statuses == [70, 70] and not done.left, done.out[-3000:]
@@ -58,6 +59,7 @@ def test_a_rank_fails(starter: Ranks, options: dict[str, Any]) -> None:
     assert done.seconds < 25
 
 
+@pytest.mark.slow
 def test_a_slow_step_is_no_hang(starter: Ranks, options: dict[str, Any]) -> None:
     slow = {**options, "steps": 4, "pause": 2.0}
     done = starter.run("resume_run", slow, 2, timeout=60)
