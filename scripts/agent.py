@@ -130,6 +130,8 @@ def interface_of(address: str) -> str | None:
 def main(arguments: list[str]) -> int:
     """Runs torchrun, and says in one sentence how the ranks of this machine ended."""
     launcher.LocalElasticAgent = Agent  # type: ignore[misc]
+    # Else ranks that are started again meet in the store of those before them, and find the addresses of the dead.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = torchrun.parse_args(arguments)
     if options.nnodes != "1":
         meet(options)

@@ -33,13 +33,12 @@ warnings.filterwarnings("ignore")
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
 from sinktrain.base.terminal import say  # noqa: E402
 from sinktrain.checkpoints.store import found  # noqa: E402
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.data.prepare import prepare  # noqa: E402
-from sinktrain.training import Checkpoints, OptimizerConfig, SinkModule  # noqa: E402
+from sinktrain.training import DDP, Checkpoints, OptimizerConfig, SinkModule  # noqa: E402
 
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip
@@ -132,7 +131,7 @@ def broadcast_rank(model: str, data: str, folder: str) -> None:
     """What each of the two ranks runs."""
     torch.set_num_threads(1)
     turns = InTurns()
-    trainer = quiet_trainer(Path(folder), 800, [turns], devices=2, strategy=DDPStrategy(broadcast_buffers=False))
+    trainer = quiet_trainer(Path(folder), 800, [turns], devices=2, strategy=DDP())
     module = SinkModule(config=TINY, tokenizer=model, optimizer=OptimizerConfig(warmup_steps=1))
     trainer.fit(module, SinkDataModule(data, sequence_length=64, batch_size=1))
     if trainer.is_global_zero:

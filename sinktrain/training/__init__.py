@@ -13,9 +13,18 @@ if TYPE_CHECKING:
     from sinktrain.training.module import SinkModule
     from sinktrain.training.optimizer import OptimizerConfig
     from sinktrain.training.saving import Checkpoints
-    from sinktrain.training.strategies import FSDP2, DeepSpeed
+    from sinktrain.training.strategies import DDP, FSDP2, DeepSpeed
 
-__all__ = ["FSDP2", "Checkpoints", "DeepSpeed", "GuardConfig", "OptimizerConfig", "SinkModule", "load_checkpoint"]
+__all__ = [
+    "DDP",
+    "FSDP2",
+    "Checkpoints",
+    "DeepSpeed",
+    "GuardConfig",
+    "OptimizerConfig",
+    "SinkModule",
+    "load_checkpoint",
+]
 
 _HOMES = {
     "SinkModule": "module",
@@ -23,6 +32,7 @@ _HOMES = {
     "OptimizerConfig": "optimizer",
     "load_checkpoint": "checkpoints",
     "Checkpoints": "saving",
+    "DDP": "strategies",
     "FSDP2": "strategies",
     "DeepSpeed": "strategies",
 }

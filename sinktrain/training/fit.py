@@ -89,6 +89,8 @@ class FitCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says what was done and where it is."""
         trainer = self.trainer
+        if not trainer.is_global_zero:
+            return
         losses = [f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in ("train/loss", "val/loss")
                   if name in trainer.callback_metrics]  # fmt: skip
         say(f"trained {trainer.global_step} steps{': ' if losses else ''}{', '.join(losses)}")

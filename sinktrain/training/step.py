@@ -70,7 +70,7 @@ class GlobalStep:
         trainer, ranks = self.trainer, self.trainer.world_size
         totals = torch.cat((torch.stack((self._nll, self._tokens)), self.notices.mine(self.device)))
         if ranks > 1:
-            totals = trainer.strategy.reduce(totals, reduce_op="sum")
+            torch.distributed.all_reduce(totals)  # Lightning's `reduce` has a barrier, for which the host waits
         self.notices.arrived(totals[2:])
         nll, tokens = totals[:2].unbind()
         self._begin()

@@ -1,4 +1,4 @@
-"""How the work is spread over devices: FSDP2 and DeepSpeed, as `configs/trainer/` name them. DDP is Lightning's own.
+"""How the work is spread over devices: DDP, FSDP2 and DeepSpeed, as `configs/trainer/` name them.
 
 All of them run on CPUs with gloo too, which is where they are tested.
 """
@@ -6,14 +6,34 @@ All of them run on CPUs with gloo too, which is where they are tested.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from sinktrain.base.errors import UserError, at_least
+
+
+class DDP(DDPStrategy):
+    """The whole model on every rank (torch's `DistributedDataParallel`).
+
+    A model's buffers are constants, so they are not sent to all ranks before every pass; and gradients lie in the
+    buckets that are exchanged.
+
+    Args:
+        timeout: seconds after which a rank that waits for another in vain gives up; the watchdog is much quicker.
+    """
+
+    def __init__(self, timeout: float = 1800.0) -> None:
+        known = signature(DistributedDataParallel.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from 2.13 on
+        options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+        super().__init__(timeout=timedelta(seconds=timeout), **options)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -26,8 +46,6 @@ class FSDP2(ModelParallelStrategy):
     """
 
     def __init__(self, tensor_parallel: int = 1, timeout: float = 1800.0) -> None:
-        from datetime import timedelta
-
         at_least("trainer.strategy.tensor_parallel", tensor_parallel, 1)
         super().__init__(tensor_parallel_size=tensor_parallel, timeout=timedelta(seconds=timeout))
 

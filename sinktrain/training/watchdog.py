@@ -121,6 +121,7 @@ class Pulse(threading.Thread):
 
     def run(self) -> None:
         """Until it is over."""
+        self._tell()
         while not self._over.wait(1.0):
             answers = threading.Timer(self._watchdog.dead_after + 5, self._end, [_SILENT])
             answers.daemon = True

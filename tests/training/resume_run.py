@@ -96,6 +96,32 @@ class Hang(L.Callback):
         self._reach(trainer, "data")
 
 
+class CountCollectives(L.Callback):
+    """Counts what Python exchanges between ranks in steps 2 to 5, before the first validation."""
+
+    NAMES = ("broadcast", "all_reduce", "all_gather", "barrier", "broadcast_object_list", "all_gather_object")
+
+    def __init__(self) -> None:
+        self.counted: dict[str, int] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 1:
+            self.own = {name: getattr(torch.distributed, name) for name in self.NAMES}
+            for name, function in self.own.items():
+                setattr(torch.distributed, name, self._counting(name, function))
+        elif trainer.global_step == 5:
+            for name, function in self.own.items():
+                setattr(torch.distributed, name, function)
+            Path(trainer.default_root_dir, "collectives.json").write_text(json.dumps(self.counted))
+
+    def _counting(self, name: str, function: Any) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            self.counted[name] = self.counted.get(name, 0) + 1
+            return function(*args, **kwargs)
+
+        return counting
+
+
 class Validations(L.Callback):
     """Notes at which steps there was a validation, and what came out."""
 
@@ -143,6 +169,8 @@ def main(options: dict[str, Any]) -> None:
               "every_minutes": 0, **options.get("checkpoints", {})}  # fmt: skip
     validations = Validations()
     callbacks = [Diary(options), Checkpoints(**saving), validations, Finish(validations)]
+    if options.get("count"):
+        callbacks.append(CountCollectives())
     if "watchdog" in options:
         callbacks.insert(0, Watchdog(**options["watchdog"]))
     if "hang" in options:

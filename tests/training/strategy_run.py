@@ -17,11 +17,10 @@ warnings.filterwarnings("ignore")
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
-from sinktrain.training import FSDP2, DeepSpeed, OptimizerConfig, SinkModule  # noqa: E402
+from sinktrain.training import DDP, FSDP2, DeepSpeed, OptimizerConfig, SinkModule  # noqa: E402
 from sinktrain.training.guards import GuardConfig  # noqa: E402
 
 torch.set_num_threads(1)
@@ -36,7 +35,7 @@ def strategy(name: str) -> Any:
         stage = int(first[-1])
         return DeepSpeed(stage, offload_optimizer="offload" in rest, offload_parameters=bool(rest) and stage == 3)
     if name == "ddp":  # as configs/trainer/ddp.yaml
-        return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
+        return DDP()
     return name
 
 
