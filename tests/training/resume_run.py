@@ -122,6 +122,15 @@ class CountCollectives(L.Callback):
         return counting
 
 
+class Saver(Checkpoints):
+    """One whose clock is the count of steps, where the options say after which it is time."""
+
+    due: list[int] | None = None
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return super()._is_due(trainer) if self.due is None else trainer.global_step in self.due
+
+
 class Validations(L.Callback):
     """Notes at which steps there was a validation, and what came out."""
 
@@ -168,7 +177,9 @@ def main(options: dict[str, Any]) -> None:
     saving = {"folder": str(Path(options["out"], "checkpoints")), "every_n_steps": options.get("every"),
               "every_minutes": 0, **options.get("checkpoints", {})}  # fmt: skip
     validations = Validations()
-    callbacks = [Diary(options), Checkpoints(**saving), validations, Finish(validations)]
+    saver = Saver(**saving)
+    saver.due = options.get("due")
+    callbacks = [Diary(options), saver, validations, Finish(validations)]
     if options.get("count"):
         callbacks.append(CountCollectives())
     if "watchdog" in options:

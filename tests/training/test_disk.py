@@ -164,8 +164,8 @@ def test_two_ranks_check_a_share_each(starter: Ranks, options: dict[str, Any], t
 def test_temporary_ones_go_and_permanent_ones_stay(
     starter: Ranks, options: dict[str, Any], tmp_path: Path, keep: int
 ) -> None:
-    """Each is due at once here; the word goes with the sums of the next step, so that there is one every two steps."""
-    now = {**options, "every": 4, "steps": 12, "pause": 0.1, "checkpoints": {"every_minutes": 0.0001, "keep": keep}}
+    """The word that it is time goes with the sums of the next step, after which is saved; that may be for good."""
+    now = {**options, "every": 4, "steps": 12, "due": [0, 2, 3, 5, 9], "checkpoints": {"keep": keep}}
     assert starter.run("resume_run", now).statuses == [0]
     store = tmp_path / "run" / "checkpoints"
     kinds = {each.step: each.manifest()["permanent"] for each in found(store)}
