@@ -13,6 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from sinktrain.base.errors import UserError
+from sinktrain.training.optimizer import SINKS
 
 if TYPE_CHECKING:
     from sinktrain.training.module import SinkModule
@@ -66,6 +67,10 @@ def _split_matrices(model: Any, mesh: DeviceMesh) -> None:
     name = "trainer.strategy.tensor_parallel"
     if not plan or set(plan.values()) - _STYLES.keys():
         raise UserError(f"{name} {parts}: {text.model_type} has no plan for it; use 1, or another architecture.")
+    if any(name.rpartition(".")[2] in SINKS for name, _ in model.named_parameters()):
+        raise UserError(
+            f"{name} {parts}: does not split sinks of single heads; use 1, or sink.kind token, zero or none."
+        )
     for heads in (text.num_attention_heads, getattr(text, "num_key_value_heads", None)):
         if heads is not None and heads % parts:
             raise UserError(f"{name} {parts}: does not divide the {heads} heads of the model; choose one that does.")

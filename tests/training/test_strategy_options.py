@@ -35,6 +35,7 @@ def test_without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     ({"strategy": "fsdp2-tensor3"}, "trainer.strategy.tensor_parallel 3: does not divide the 2 processes"),
     ({"strategy": "fsdp2-tensor2", "model": "no plan"}, "has no plan for it"),
     ({"strategy": "fsdp2-tensor2", "model": "heads"}, "tensor_parallel 2: does not divide the 1 heads"),
+    ({"strategy": "fsdp2-tensor2", "sink": {"kind": "logit"}}, "does not split sinks of single heads"),
     ({"strategy": "zero2", "optimizer": {"name": "muon"}}, "optimizer.name muon: needs whole matrices"),
 ])  # fmt: skip
 def test_runs_that_cannot_be(
