@@ -14,7 +14,7 @@ from sinktrain.base.errors import UserError
 from sinktrain.checkpoints import disk
 from sinktrain.checkpoints.pieces import Piece, encode, index
 
-MANIFEST = "manifest.json"
+MANIFEST, OWNER = "manifest.json", "owner.txt"
 SCHEMA = 1
 _NAME = re.compile(r"step-(\d+)")
 
@@ -157,6 +157,25 @@ def found(store: Path) -> list[Found]:
     """The checkpoints in a folder, the newest first, damaged ones among them."""
     names = [(path, _NAME.fullmatch(path.name)) for path in store.iterdir()] if store.is_dir() else []
     return sorted((Found(path, int(name[1])) for path, name in names if name), key=lambda each: -each.step)
+
+
+def claim(store: Path, attempt: str, first: bool) -> None:
+    """Notes which start of a run writes into a folder. The last to come has it; one that still runs stops.
+
+    Args:
+        store: the folder.
+        attempt: what this start is called.
+        first: whether it has not written anything yet.
+
+    Raises:
+        UserError: another one has come since.
+    """
+    disk.make_folder(store)
+    owner = store / OWNER
+    if not first and (not owner.exists() or owner.read_text() != attempt):
+        raise UserError("another run has begun to write there; give each run a folder of its own")
+    if first:
+        disk.write_file(owner, [attempt.encode()])
 
 
 def clean(store: Path) -> None:

@@ -45,8 +45,8 @@ class Notices:
 
     def arrived(self, sums: Tensor) -> None:
         """Takes the sums (COUNT,) over all ranks of a step, without waiting for them."""
-        if sums.device.type == "cpu":
-            self._on_the_way.append((sums.clone(), None))
+        if sums.device.type != "cuda":
+            self._on_the_way.append((sums.detach().to("cpu", copy=True), None))
             return
         copy = torch.empty(COUNT, pin_memory=True).copy_(sums, non_blocking=True)
         event = torch.cuda.Event()

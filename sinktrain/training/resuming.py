@@ -40,6 +40,8 @@ def choose(trainer: L.Trainer, store: Path, resume: str) -> Found | None:
         wrong = _problem(trainer, Found(path, 0))
         if wrong is None:
             step = int(Found(path, 0).manifest()["step"])
+            if named is not None:
+                _refuse_newer(trainer, store, step, path)
             for sentence in passed:
                 _say(trainer, f"passed over {sentence}")
             _say(trainer, f"going on from {path}, step {step}")
@@ -53,6 +55,16 @@ def choose(trainer: L.Trainer, store: Path, resume: str) -> Found | None:
     if named is not None:
         raise UserError(f"checkpoints.resume {named}: holds no checkpoint; name a step-... or a folder of them.")
     return None
+
+
+def _refuse_newer(trainer: L.Trainer, store: Path, step: int, path: Path) -> None:
+    """A run that branches off from the middle of another would be taken for it, or it for the run."""
+    newest: int = trainer.strategy.broadcast(max((each.step for each in found(store)), default=0))
+    if newest > step:
+        raise UserError(
+            f"checkpoints.folder {store}: holds step {newest}, and checkpoints.resume {path} is step {step}; choose "
+            "another folder, or move the newer ones away."
+        )
 
 
 def _problem(trainer: L.Trainer, candidate: Found) -> str | None:

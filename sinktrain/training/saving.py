@@ -72,7 +72,8 @@ class Checkpoints(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder, the same on all ranks, and what is in it."""
-        self.going_on_from(trainer)
+        if stage == "fit":
+            self.going_on_from(trainer)
 
     def going_on_from(self, trainer: L.Trainer) -> Found | None:
         """The checkpoint that this run goes on from; all ranks ask."""
@@ -86,7 +87,7 @@ class Checkpoints(L.Callback):
         self._resumed = resuming.choose(trainer, self._store, self.resume)
         return self._resumed
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on from a checkpoint, if there is one."""
         if self._resumed is not None:
             snapshot.restore(trainer, self._resumed)
@@ -97,12 +98,14 @@ class Checkpoints(L.Callback):
         if trainer.is_global_zero:
             store.clean(self._store)
         trainer.strategy.barrier()
+        self._writer.listen(trainer, pl_module.notices, self._attempt)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Starts the clock of temporary checkpoints, and listens for signals."""
         self._clock = time.monotonic()
+        self._writer.begin(self._store)
+        self._settle(trainer)
         self._run = run_facts(trainer) if trainer.is_global_zero else {}
-        self._writer.listen(trainer, pl_module.notices)
         self._handlers = SignalHandlers(pl_module.notices)
         self._handlers.install()
         loop: Any = trainer.fit_loop.epoch_loop

@@ -98,10 +98,10 @@ class Watchdog(L.Callback):
         """Tells the other ranks, which cannot go on. Does not return where this rank failed because another did."""
         if self._pulse is None:
             return
-        if isinstance(exception, (SystemExit, KeyboardInterrupt)):
+        if isinstance(exception, SystemExit):  # all ranks have agreed to stop
             self._pulse.stop("done")
-        elif isinstance(exception, UserError):
-            self._pulse.stop(f"failed: {exception}")
+        elif isinstance(exception, (UserError, KeyboardInterrupt)):
+            self._pulse.stop(f"failed: {exception or 'interrupted'}")
         else:
             self._pulse.fail(exception)
 

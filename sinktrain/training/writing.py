@@ -38,11 +38,20 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self._over = threading.Event()
         self._rank, self._ranks = 0, 1
-        self._notices = Notices()
+        self._notices, self._attempt = Notices(), ""
 
-    def listen(self, trainer: L.Trainer, notices: Notices) -> None:
-        """Says who this rank is, and how to tell the others of a failure."""
+    def listen(self, trainer: L.Trainer, notices: Notices, attempt: str) -> None:
+        """Says who this rank is, how to tell the others of a failure, and which start of the run this is."""
         self._rank, self._ranks, self._notices = trainer.global_rank, trainer.world_size, notices
+        self._attempt = attempt
+
+    def begin(self, folder: Path) -> None:
+        """Finds out at once whether a folder can be written to, and notes there whose it is now; see `join`."""
+        try:
+            if self._rank == 0:
+                store.claim(folder, self._attempt, first=True)
+        except OSError as error:
+            self._error = error
 
     def start(self, draft: store.Draft, taken: Snapshot, facts: dict[str, Any]) -> None:
         """Begins to write; `join` comes first if something is being written."""
@@ -52,6 +61,8 @@ class BackgroundWriter:
 
     def _run(self, draft: store.Draft, taken: Snapshot, facts: dict[str, Any]) -> None:
         try:
+            if self._rank == 0:
+                store.claim(draft.final.parent, self._attempt, first=False)
             draft.write_rank(self._rank, taken.pieces, taken.rank_state)
             if self._rank == 0:
                 self.last = draft.publish(self._ranks, taken.documents, facts, self._wait, self._alive)

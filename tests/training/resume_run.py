@@ -59,6 +59,8 @@ class Diary(L.Callback):
                  "samples": self.samples, "random": hashlib.md5(torch.get_rng_state().numpy()).hexdigest()}  # fmt: skip
         os.write(self.file, json.dumps(entry).encode() + b"\n")
         self.samples = []
+        if self.step == 3 and "owner" in self.options:  # another start of the run
+            Path(self.options["out"], "checkpoints", "owner.txt").write_text(self.options["owner"])
         if self.step == self.options.get("stop"):
             trainer.should_stop = True
         time.sleep(self.options.get("pause", 0.0))

@@ -207,3 +207,23 @@ def test_export_takes_the_newest_whole_one(starter: Ranks, options: dict[str, An
     line = ["export", "--checkpoint", str(store), "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "sinktrain", *line], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "exported step 2 " in done.stdout, done.stderr
+
+
+def test_a_second_run_in_the_same_folder_takes_over(starter: Ranks, options: dict[str, Any], tmp_path: Path) -> None:
+    """As when a scheduler starts a job again whose first start still runs: the older one stops at its next save."""
+    run = tmp_path / "run"
+    late = {**options, "every": 2, "steps": 40, "pause": 0.1, "owner": "another"}
+    done = starter.run("resume_run", late)
+    assert done.statuses == [1] and "another run has begun to write there" in done.out, done.out[-2000:]
+    assert steps(run / "checkpoints") == [2]
+
+
+def test_a_branch_needs_a_folder_of_its_own(starter: Ranks, options: dict[str, Any], tmp_path: Path) -> None:
+    assert starter.run("resume_run", options).statuses == [0]
+    store = tmp_path / "run" / "checkpoints"
+    middle = str(store / "step-000000004")
+    done = starter.run("resume_run", {**options, "checkpoints": {"resume": middle}})
+    assert done.statuses == [1] and "holds step 8, and checkpoints.resume" in done.out
+    branch = {"resume": middle, "folder": str(tmp_path / "branch")}
+    done = starter.run("resume_run", {**options, "checkpoints": branch})
+    assert done.statuses == [0] and steps(tmp_path / "branch") == [8, 6, 4]  # where it began, too
