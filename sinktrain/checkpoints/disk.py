@@ -27,7 +27,9 @@ operation: Callable[[str, Path], None] = lambda name, path: None  # noqa: E731
 def make_folder(path: Path) -> None:
     """Makes a folder and its parents."""
     operation("make", path)
-    path.mkdir(parents=True, exist_ok=True)
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent)
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Written:

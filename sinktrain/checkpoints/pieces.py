@@ -72,6 +72,8 @@ def encode(pieces: list[Piece]) -> Iterator[bytes | memoryview]:
     for piece in pieces:
         start, end = end, end + piece.values.numel() * piece.values.element_size()
         shape = list(piece.values.shape)
+        if piece.values.dtype not in _DTYPES:
+            raise TypeError(f"{piece.name}: {piece.values.dtype} has no name in safetensors")
         header[piece.name] = {"dtype": _DTYPES[piece.values.dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -21,20 +21,18 @@ class Reader:
 
     Args:
         folder: of the checkpoint.
-
-    Attributes:
-        dtypes: of all tensors, by name.
+        files: of which ranks, as a pattern; what one rank alone has needs its own only.
 
     Raises:
         UserError: its index cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: str = "rank-*") -> None:
         self.folder = folder
         self._places: dict[str, list[tuple[str, Place]]] = defaultdict(list)
         self._files: dict[str, Any] = {}
         try:
-            for path in sorted(folder.glob("rank-*.json")):
+            for path in sorted(folder.glob(f"{files}.json")):
                 for name, entry in json.loads(path.read_text())["pieces"].items():
                     self._places[name].append((path.stem, place(entry)))
         except (OSError, ValueError, KeyError, TypeError) as error:

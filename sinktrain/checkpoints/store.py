@@ -74,8 +74,8 @@ class Draft:
         manifest = {"schema": SCHEMA, "step": self.step, "ranks": ranks, **facts, "files": files}
         disk.write_file(self.path / MANIFEST, [json.dumps(manifest, indent=1).encode()])
         disk.sync_folder(self.path)
-        if self.final.exists():  # a damaged one, which was passed over
-            disk.remove(self.final)
+        if self.final.exists():
+            pass_over(Found(self.final, self.step))
         disk.rename(self.path, self.final)
         return self.final
 
@@ -176,6 +176,11 @@ def claim(store: Path, attempt: str, first: bool) -> None:
         raise UserError("another run has begun to write there; give each run a folder of its own")
     if first:
         disk.write_file(owner, [attempt.encode()])
+
+
+def pass_over(each: Found) -> None:
+    """Puts a checkpoint out of the way, under a name by which no run goes on from it; nothing of it is thrown away."""
+    disk.rename(each.path, each.path.with_name(f"passed-over-{each.path.name}-{time.time_ns()}"))
 
 
 def clean(store: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,7 @@ class FitCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except UserError:
             if self.trainer.global_step == 0 and self.trainer.is_global_zero:
-                for path in new:
-                    shutil.rmtree(path, ignore_errors=True)
+                _remove(new, folders)
             raise
 
     def after_fit(self) -> None:
@@ -104,6 +104,16 @@ class FitCLI(LightningCLI):
         for saved in callbacks:
             if isinstance(saved, Checkpoints) and saved.last is not None:
                 say(f"checkpoint: {_relative(str(saved.last))}")
+
+
+def _remove(new: list[Path], folders: list[Path]) -> None:
+    """Logs that this run has made, and the folders above them that are empty then: another run may have begun there."""
+    for path in folders:
+        if path in new:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in sorted(set(new) - set(folders), key=lambda each: -len(each.parts)):
+        with suppress(OSError):
+            path.rmdir()
 
 
 def in_order(trainer: L.Trainer) -> None:

@@ -69,7 +69,7 @@ class Notices:
 
 
 class SignalHandlers:
-    """Turns signals into notices while training; the same signal for a second time does what it did before.
+    """Turns signals into notices while training; a second Ctrl-C does what it did before.
 
     Args:
         notices: that are given.

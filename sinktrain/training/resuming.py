@@ -27,6 +27,8 @@ def choose(trainer: L.Trainer, store: Path, resume: str) -> Found | None:
         UserError: what was named holds no whole checkpoint; or `resume` is `never`, and the folder has some.
     """
     named = None if resume in ("auto", "never") else Path(resume)
+    if named is not None and not _is_inside(named, store) and trainer.strategy.broadcast(bool(found(store))):
+        named = None  # where the run began; a scheduler starts it again with the same options
     one = named is not None and (named / MANIFEST).is_file()
     candidates = [Found(named, 0)] if named is not None and one else found(named or store)
     paths: list[str] = trainer.strategy.broadcast([str(each.path) for each in candidates])
@@ -55,6 +57,10 @@ def choose(trainer: L.Trainer, store: Path, resume: str) -> Found | None:
     if named is not None:
         raise UserError(f"checkpoints.resume {named}: holds no checkpoint; name a step-... or a folder of them.")
     return None
+
+
+def _is_inside(named: Path, store: Path) -> bool:
+    return store.resolve() in (named.resolve(), named.resolve().parent)
 
 
 def _refuse_newer(trainer: L.Trainer, store: Path, step: int, path: Path) -> None:

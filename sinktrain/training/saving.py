@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sinktrain.training.notices import FAILED, SAVE, SIGNALS, SignalHandlers
 from sinktrain.training.resuming import gather_text
 from sinktrain.training.run_record import run_facts, run_folder
 from sinktrain.training.throughput import not_training
+from sinktrain.training.watchdog import mark
 from sinktrain.training.writing import BackgroundWriter
 
 
@@ -39,7 +41,7 @@ class Checkpoints(L.Callback):
         asynchronous: write beside training; false lets training wait, and needs no memory for a copy.
         resume: `auto` goes on from the newest valid one in `folder`, `never` refuses a folder that has any, and a path
             names the checkpoint, or the folder of another run, to go on from.
-        wait: seconds that rank 0 waits for the slowest rank to write.
+        wait: seconds that rank 0 waits for the slowest rank to write; below watchdog.stuck_after.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Checkpoints(L.Callback):
         keep: int = 2,
         asynchronous: bool = True,
         resume: str = "auto",
-        wait: float = 1800.0,
+        wait: float = 600.0,
     ) -> None:
         at_least("checkpoints.keep", keep, 2)
         at_least("checkpoints.every_minutes", every_minutes, 0)
@@ -67,13 +69,18 @@ class Checkpoints(L.Callback):
         self._resumed: Found | None = None
         self._store: Path = Path()
         self._handlers: SignalHandlers | None = None
-        self._asked = self._begun = False
+        self._asked = self._begun = self._told = False
         self._saved_at: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds the folder, the same on all ranks, and what is in it."""
         if stage == "fit":
+            _check(trainer)
             self.going_on_from(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Another fit looks into the folder anew."""
+        self._asked = self._begun = self._told = False
 
     def going_on_from(self, trainer: L.Trainer) -> Found | None:
         """The checkpoint that this run goes on from; all ranks ask."""
@@ -90,15 +97,29 @@ class Checkpoints(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Goes on from a checkpoint, if there is one."""
         if self._resumed is not None:
-            snapshot.restore(trainer, self._resumed)
+            snapshot.restore(trainer, self._resumed, lambda: mark(trainer, "reading the checkpoint"))
             self.last = self._resumed.path
             if 0 <= trainer.max_steps <= trainer.global_step and trainer.is_global_zero:
                 say(f"all of --trainer.max_steps {trainer.max_steps} are made: nothing is left to do")
             self._saved_at = trainer.global_step if self._resumed.path.parent == self._store else None
         if trainer.is_global_zero:
-            store.clean(self._store)
+            with suppress(OSError):  # a folder that cannot be written to is told of below
+                self._clear_up()
         trainer.strategy.barrier()
         self._writer.listen(trainer, pl_module.notices, self._attempt)
+
+        # From here on: Lightning's own handlers exchange tensors from inside of a handler, on one rank alone.
+        self._handlers = SignalHandlers(pl_module.notices)
+        self._handlers.install()
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+    def _clear_up(self) -> None:
+        """Removes drafts of earlier starts, and puts out of the way what is newer than what this run goes on from."""
+        store.clean(self._store)
+        if self._resumed is not None and self._resumed.path.parent == self._store:
+            for each in store.found(self._store):
+                if each.step > self._resumed.step:
+                    store.pass_over(each)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Starts the clock of temporary checkpoints, and listens for signals."""
@@ -106,8 +127,6 @@ class Checkpoints(L.Callback):
         self._writer.begin(self._store)
         self._settle(trainer)
         self._run = run_facts(trainer) if trainer.is_global_zero else {}
-        self._handlers = SignalHandlers(pl_module.notices)
-        self._handlers.install()
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None  # a broadcast before every batch, which waits for the device
 
@@ -115,7 +134,7 @@ class Checkpoints(L.Callback):
         """Between two optimizer steps, validation of the last one included: saves if it is time."""
         if self._resumed is not None and not self._begun:
             # Not earlier: what comes before the first batch draws random numbers of its own.
-            snapshot.restore_random(self._resumed, trainer.global_rank, _seed(trainer))
+            snapshot.restore_random(self._resumed, trainer, _seed(trainer))
         self._begun = True
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -129,8 +148,9 @@ class Checkpoints(L.Callback):
         if FAILED in words:
             self._writer.give_up()
             self._settle(trainer)
-        if self._is_due(trainer):
+        if not self._told and self._is_due(trainer):
             pl_module.notices.give(SAVE)
+            self._told = True  # on a GPU it is two steps until the save
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         """By rank 0's clock, which the others learn of with the sums of the next step."""
@@ -156,7 +176,7 @@ class Checkpoints(L.Callback):
         with not_training(trainer):
             self._settle(trainer)
             taken = snapshot.take(trainer, self._run)
-            self._saved_at, self._clock = taken.step, time.monotonic()
+            self._saved_at, self._clock, self._told = taken.step, time.monotonic(), False
             facts = {
                 "permanent": permanent,
                 "strategy": type(trainer.strategy).__name__,
@@ -191,7 +211,7 @@ class Checkpoints(L.Callback):
         self.last = self._writer.last or self.last
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps the last step for good."""
+        """Saves the last step, if it is not yet."""
         if self._saved_at != trainer.global_step and trainer.global_step > 0:
             self.save(trainer)
         self._settle(trainer)
@@ -200,10 +220,24 @@ class Checkpoints(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Lets what is being written come to its end, or to none if other ranks no longer write."""
-        self._writer.give_up()
+        self._writer.give_up(patience=10.0)
         self._writer.join()
         if self._handlers is not None:
             self._handlers.remove()
+
+
+def _check(trainer: Any) -> None:
+    """Refuses what a checkpoint would not keep, and a wait that the watchdog would not let end."""
+    for callback in trainer.callbacks:
+        if type(callback).on_save_checkpoint is not L.Callback.on_save_checkpoint:
+            raise UserError(
+                f"trainer.callbacks {type(callback).__name__}: has a state that checkpoints of sinktrain do not keep "
+                "(on_save_checkpoint); use one with a state_dict, or set trainer.enable_checkpointing to false."
+            )
+    if str(trainer.precision).startswith("16"):
+        raise UserError(
+            f"trainer.precision {trainer.precision}: its loss scale is not kept in checkpoints; use bf16-mixed."
+        )
 
 
 def _seed(trainer: Any) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,8 +81,10 @@ def _state(trainer: Any, module: Any) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Any, checkpoint: Found) -> None:
+def restore(trainer: Any, checkpoint: Found, progress: Callable[[], None]) -> None:
     """Gives a Trainer that is set up, and has not begun, what a checkpoint holds. All ranks call it.
+
+    `progress` is called for each tensor.
 
     Raises:
         UserError: the checkpoint is of another model or sink.
@@ -91,6 +96,7 @@ def restore(trainer: Any, checkpoint: Found) -> None:
     with torch.no_grad():
         for slot in slots(module):
             reader.read_into(slot.values, slot.name, slot.place)
+            progress()
     optimizer = trainer.optimizers[0]
     if zero.engine(trainer) is not None:
         zero.spread(optimizer)
@@ -115,10 +121,18 @@ def _wind(schedule: Any, steps: int) -> None:
     schedule._last_lr = rates
 
 
-def restore_random(checkpoint: Found, rank: int, seed: int) -> None:
-    """Sets this rank's generators: to what the rank of its number had, or, where there was none, to new ones."""
-    ranks = checkpoint.manifest()["ranks"]
-    if rank < ranks:
-        set_random_state(with_tensors(checkpoint.rank_state(rank), Reader(checkpoint.path).whole))
-    else:
-        torch.manual_seed(int(draw(seed, checkpoint.step, rank)[0] >> 1))
+def restore_random(checkpoint: Found, trainer: Any, seed: int) -> None:
+    """Sets this rank's generators to what they were; with another number of ranks, to new ones, drawn by the seed.
+
+    The ranks of a tensor-parallel group compute parts of the same samples, and need the same numbers.
+    """
+    if checkpoint.manifest()["ranks"] == trainer.world_size:
+        rank: int = trainer.global_rank
+        reader = Reader(checkpoint.path, f"rank-{rank:05d}")
+        set_random_state(with_tensors(checkpoint.rank_state(rank), reader.whole))
+        return
+    share = trainer.distributed_sampler_kwargs or {"rank": 0}
+    key = int(draw(seed, checkpoint.step, share["rank"])[0] >> 32)
+    random.seed(key)
+    np.random.seed(key)
+    torch.manual_seed(key)

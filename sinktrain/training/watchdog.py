@@ -18,9 +18,11 @@ import lightning as L
 import torch.distributed
 
 from sinktrain.base.errors import UserError, at_least
+from sinktrain.training.notices import SIGNALS
 
 dist: Any = torch.distributed  # whose stubs leave out its stores
 _VERDICT = "verdict"
+_STOPPED = {128 + number for number in SIGNALS}
 _SILENT = "the store that the ranks met at does not answer; rank 0, or its machine or launcher, has died or is stopped"
 STATUS = 70
 """The exit status of ranks that the watchdog ends (EX_SOFTWARE of sysexits.h)."""
@@ -98,12 +100,20 @@ class Watchdog(L.Callback):
         """Tells the other ranks, which cannot go on. Does not return where this rank failed because another did."""
         if self._pulse is None:
             return
-        if isinstance(exception, SystemExit):  # all ranks have agreed to stop
+        agreed = isinstance(exception, SystemExit) and exception.code in _STOPPED
+        if agreed:  # all ranks stop for a signal
             self._pulse.stop("done")
-        elif isinstance(exception, (UserError, KeyboardInterrupt)):
+        elif isinstance(exception, (UserError, KeyboardInterrupt, SystemExit)):
             self._pulse.stop(f"failed: {exception or 'interrupted'}")
         else:
             self._pulse.fail(exception)
+
+
+def mark(trainer: Any, place: str) -> None:
+    """Tells the watchdog of a Trainer, if it has one, that the program has come this far."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Watchdog):
+            callback.mark(place)
 
 
 class Pulse(threading.Thread):
@@ -169,7 +179,7 @@ class Pulse(threading.Thread):
     def _stuck(self, words: dict[int, dict[str, Any]], now: float) -> str:
         """Which rank the others wait for in vain, or nothing."""
         places = {rank: int(word["count"]) for rank, word in words.items()}
-        if places != self._places or len(words) < self._ranks or any(word["state"] for word in words.values()):
+        if places != self._places or len(words) < self._ranks or all(word["state"] for word in words.values()):
             self._moved, self._places = now, places
         still = now - self._moved
         if still <= self._watchdog.stuck_after:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,17 +67,25 @@ class BackgroundWriter:
             draft.write_rank(self._rank, taken.pieces, taken.rank_state)
             if self._rank == 0:
                 self.last = draft.publish(self._ranks, taken.documents, facts, self._wait, self._alive)
-                store.prune(draft.final.parent, self._keep)
+                self._prune(draft.final.parent)
         except BaseException as error:
             self._error = error
             self._notices.give(FAILED)
+
+    def _prune(self, folder: Path) -> None:
+        try:
+            store.prune(folder, self._keep)
+        except OSError as error:  # the new one is whole all the same
+            warnings.warn(f"checkpoints.folder {folder}: old ones cannot be removed ({error})", stacklevel=2)
 
     def _alive(self) -> None:
         if self._over.is_set():
             raise GivenUpError
 
-    def give_up(self) -> None:
-        """Does not wait for other ranks any longer."""
+    def give_up(self, patience: float = 0.0) -> None:
+        """Does not wait for other ranks any longer than so many seconds."""
+        if self._thread is not None and patience:
+            self._thread.join(patience)
         self._over.set()
 
     def join(self) -> str:
@@ -87,7 +96,7 @@ class BackgroundWriter:
         if error is None or isinstance(error, GivenUpError):
             return ""
         if isinstance(error, OSError):
-            return error.strerror or str(error)
+            return error.strerror or str(error) or type(error).__name__
         if not isinstance(error, UserError):
             traceback.print_exception(error)
-        return f"{error}"
+        return str(error) or type(error).__name__

@@ -29,6 +29,7 @@ from sinktrain.cli import main as command_line  # noqa: E402, F401
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
 from sinktrain.training import Checkpoints, OptimizerConfig, SinkModule  # noqa: E402
+from sinktrain.training.notices import Notices  # noqa: E402
 from sinktrain.training.slots import slots  # noqa: E402
 from sinktrain.training.watchdog import Watchdog  # noqa: E402
 
@@ -133,6 +134,18 @@ class Saver(Checkpoints):
         return super()._is_due(trainer) if self.due is None else trainer.global_step in self.due
 
 
+class Event:
+    """Of a GPU that is behind: what was sums of a step is there a step later."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def arrived_late(notices: Notices, sums: torch.Tensor) -> None:
+    """As `Notices.arrived` on a GPU."""
+    notices._on_the_way.append((sums.clone(), Event()))
+
+
 class Validations(L.Callback):
     """Notes at which steps there was a validation, and what came out."""
 
@@ -172,6 +185,8 @@ def fail_at(options: dict[str, Any]) -> None:
 
 def main(options: dict[str, Any]) -> None:
     """Trains as the options say."""
+    if options.get("late"):
+        Notices.arrived = arrived_late  # type: ignore[method-assign]
     if "kill_operation" in options:
         fail_at(options)
     L.seed_everything(1 + int(os.environ.get("RANK", 0)), verbose=False)  # ranks that draw different numbers

@@ -9,13 +9,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 from faults import Faults
 from forking import Ranks
 
-from sinktrain.checkpoints.store import Found, found
+from sinktrain.base.errors import UserError
+from sinktrain.checkpoints import disk
+from sinktrain.checkpoints.store import Draft, Found, found
+from sinktrain.training import saving
+from sinktrain.training.snapshot import Snapshot
+from sinktrain.training.writing import BackgroundWriter
 
 STEPS, SIZE = 8, 4
 
@@ -227,3 +234,54 @@ def test_a_branch_needs_a_folder_of_its_own(starter: Ranks, options: dict[str, A
     branch = {"resume": middle, "folder": str(tmp_path / "branch")}
     done = starter.run("resume_run", {**options, "checkpoints": branch})
     assert done.statuses == [0] and steps(tmp_path / "branch") == [8, 6, 4]  # where it began, too
+    again = starter.run("resume_run", {**options, "checkpoints": branch, "steps": 10})  # as a scheduler would
+    assert again.statuses == [0] and f"going on from {tmp_path / 'branch' / 'step-000000008'}, step 8" in again.out
+
+
+def test_two_damaged_ones_do_not_count(starter: Ranks, options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """They are put aside, so that what is saved after them is neither thrown away as older, nor taken for older."""
+    store, now = tmp_path / "run" / "checkpoints", {**options, "every": 100, "checkpoints": {"keep": 2}}
+    assert starter.run("resume_run", {**now, "due": [0, 2, 4], "stop": 6}).statuses == [0]
+    assert steps(store) == [6, 5, 3]
+    for step in (6, 5):
+        index = store / f"step-{step:09d}" / "rank-00000.json"
+        index.write_bytes(flip(index.read_bytes()))
+    done = starter.run("resume_run", {**now, "due": [3], "stop": 5})
+    assert done.statuses == [0] and "step-000000003, step 3" in done.out, done.out[-2000:]
+    assert steps(store) == [5, 4, 3] and len(list(store.glob("passed-over-*"))) == 2
+    done = starter.run("resume_run", now)
+    assert done.statuses == [0] and "step-000000005, step 5" in done.out
+    ends = [json.loads((folder / "final-0.json").read_text()) for folder in (tmp_path / "run", whole)]
+    assert ends[0]["fingerprint"] == ends[1]["fingerprint"]
+
+
+def test_a_save_that_is_due_is_made_once_where_words_arrive_late(
+    starter: Ranks, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """On a GPU the host reads the sums of a step one step later."""
+    now = {**options, "every": 100, "late": True, "due": [1, 2, 3, 4], "stop": 7}
+    assert starter.run("resume_run", now).statuses == [0]
+    assert steps(tmp_path / "run" / "checkpoints") == [7, 5, 3]  # with a word given again, step 4 too
+
+
+def test_an_error_without_words_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: Any) -> None:
+        raise MemoryError
+
+    writer = BackgroundWriter(wait=1.0, keep=2)
+    writer.begin(tmp_path)
+    monkeypatch.setattr(disk, "write_file", no_memory)
+    writer.start(Draft(tmp_path, 1, "a"), Snapshot(1, [], {}, {}), {})
+    assert writer.join() == "MemoryError" and writer.join() == ""
+
+
+@pytest.mark.parametrize("what", ["average", "precision"])
+def test_what_a_checkpoint_would_not_keep_is_refused(tmp_path: Path, what: str) -> None:
+    class Average(L.Callback):
+        def on_save_checkpoint(self, *args: Any) -> None:
+            """Puts its state elsewhere."""
+
+    trainer = SimpleNamespace(callbacks=[Average()] if what == "average" else [], precision="16-mixed")
+    words = {"average": "trainer.callbacks Average", "precision": r"trainer\.precision 16-mixed"}[what]
+    with pytest.raises(UserError, match=words):
+        saving._check(trainer)
