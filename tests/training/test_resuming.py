@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from forking import Ended, Ranks
 
 from sinktrain.data.prepared import PreparedText
+from sinktrain.training import load_checkpoint
 
 EPOCH, STEPS = 48, 10
 """Samples of the text, and steps of 16 samples: an epoch has 3."""
@@ -108,7 +110,7 @@ def test_a_run_wanders_through_strategies_and_numbers_of_ranks(
 ) -> None:
     """One step under each; the same samples in the same steps, and the losses of one process that never stopped."""
     settings = {**options, "dropout": 0.0, "steps": len(ROUTE)}
-    good(starter.run("resume_run", {**settings, "batch": 16, "out": str(tmp_path / "whole")}))
+    good(starter.run("resume_run", {**settings, "batch": 16, "every": 1, "out": str(tmp_path / "whole")}))
     losses, samples = [], []
     for stop, (strategy, ranks) in enumerate(ROUTE, start=1):
         now = {**settings, "batch": 16 // ranks, "strategy": strategy, "out": str(tmp_path / "route"), "stop": stop}
@@ -119,3 +121,11 @@ def test_a_run_wanders_through_strategies_and_numbers_of_ranks(
     assert samples == [list(range(16 * n, 16 * n + 16)) for n in range(len(ROUTE))]
     expected = [float.fromhex(each["loss"]) for each in diary(tmp_path / "whole", 1)[0]]
     assert losses == pytest.approx(expected, abs=1e-5)
+    # What each strategy has written is read as one model, without ranks.
+    for step, (strategy, _) in enumerate(ROUTE, start=1):
+        one, other = (
+            load_checkpoint(tmp_path / name / "checkpoints" / f"step-{step:09d}") for name in ("route", "whole")
+        )
+        assert one.step == step
+        for (name, weight), same in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(weight, same, atol=2e-5, rtol=1e-4, msg=f"{strategy}: {name}")
