@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -155,6 +156,7 @@ def test_fit_says_where_things_are_and_resumes(
     options = fit_options(model_folder, prepared_folder, tmp_path / "runs")
     kept = tmp_path / "kept"
     keep = ["--checkpoints.folder", str(kept)]
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     assert main([*options, *keep]) == 0
     out = capsys.readouterr().out
     assert "trained 3 steps: train/loss" in out and f"checkpoint: {kept / 'step-000000003'}" in out
@@ -164,6 +166,7 @@ def test_fit_says_where_things_are_and_resumes(
     assert main([*options, *keep, "--trainer.max_steps", "5"]) == 0
     out = capsys.readouterr().out
     assert "trained 5 steps" in out and "nothing is left to do" in out and "step-000000005" in out
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     assert main([*options, *keep, "--checkpoints.resume", "never"]) == 2
     assert "checkpoints.resume is never" in capsys.readouterr().err
     assert main([*options, "--checkpoints.resume", str(kept / "step-000000003"), "--checkpoints.folder",

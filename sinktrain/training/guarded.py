@@ -115,13 +115,18 @@ class GuardedOptimizer(Optimizer):
         """Gives every parameter the state that its first step would begin with, for a checkpoint to be read into."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if not parameter.requires_grad or self.state[parameter]:
-                    continue
-                names = ("exp_avg", "exp_avg_sq") if group["algorithm"] == "adamw" else ("momentum_buffer",)
-                state = {name: torch.zeros_like(parameter, requires_grad=False) for name in names}
-                if group["algorithm"] == "adamw":
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                self.state[parameter] = state
+                if parameter.requires_grad:
+                    self.make_state(parameter, group["algorithm"])
+
+    def make_state(self, parameter: Tensor, algorithm: str) -> dict[str, Tensor]:
+        """The state of what is stepped on, made if it has none yet."""
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            for name in ("exp_avg", "exp_avg_sq") if algorithm == "adamw" else ("momentum_buffer",):
+                state[name] = torch.zeros_like(parameter, requires_grad=False)
+            if algorithm == "adamw":
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return state
 
     def _step_one_by_one(self, inner: Optimizer, skip: Tensor) -> None:
         """Muon cannot skip by itself, so each matrix is copied and, if need be, put back: one copy at a time.

@@ -79,7 +79,9 @@ class Checkpoints(L.Callback):
             self.going_on_from(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Another fit looks into the folder anew."""
+        """Another fit looks into the folder anew; signals are whose they were, in a run with nothing left to do too."""
+        if self._handlers is not None:
+            self._handlers.remove()
         self._asked = self._begun = self._told = False
 
     def going_on_from(self, trainer: L.Trainer) -> Found | None:
@@ -122,7 +124,7 @@ class Checkpoints(L.Callback):
                     store.pass_over(each)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Starts the clock of temporary checkpoints, and listens for signals."""
+        """Starts the clock of temporary checkpoints, and finds out whether the folder can be written to."""
         self._clock = time.monotonic()
         self._writer.begin(self._store)
         self._settle(trainer)

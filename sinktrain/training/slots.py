@@ -100,20 +100,11 @@ def _of_zero(module: SinkModule, optimizer: Any) -> Iterator[Slot]:
     for part in zero.fragments(optimizer, parameters):
         place = Place(part.shape, (part.start,), (part.length,), flat=True)
         yield Slot(f"weights/{part.name}", place, part.of(part.flat.detach()), 1)
-        state = _state_of(inner, part.flat)
+        state = inner.make_state(part.flat, "adamw")
         for key in ("exp_avg", "exp_avg_sq"):
             yield Slot(f"optimizer/{part.name}/{key}", place, part.of(state[key]), 1)
         # One number for all of a flat tensor; every rank that has a part of this weight keeps it.
         yield Slot(f"optimizer/{part.name}/step", Place.whole(()), state["step"], 1)
-
-
-def _state_of(inner: GuardedOptimizer, flat: Tensor) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = inner.state[flat]
-    if not state:
-        state.update(exp_avg=torch.zeros_like(flat, requires_grad=False))
-        state.update(exp_avg_sq=torch.zeros_like(flat, requires_grad=False))
-        state.update(step=torch.zeros((), dtype=torch.float32, device=flat.device))
-    return state
 
 
 def _frozen(name: str, parameter: Any, ranks: int) -> Iterator[Slot]:

@@ -129,11 +129,6 @@ class DeepSpeed(DeepSpeedStrategy):
         device = super().root_device
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Which share of the samples this rank takes."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
-
 
 def _check_installed() -> None:
     from importlib.util import find_spec
