@@ -19,7 +19,7 @@ from sinktrain.base.errors import UserError
 from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
 from sinktrain.training import SinkModule
-from sinktrain.training import loss as loss_module
+from sinktrain.training import chunked as loss_module
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -166,7 +166,7 @@ def test_the_rows_are_those_that_fit_trains_on(material: Path, tmp_path: Path) -
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("way", bench_loss.usable())
 def test_every_way_to_the_loss_is_right(way: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sinktrain.training.loss._compiled", lambda: loss_module._nll_and_gradient)
+    monkeypatch.setattr("sinktrain.training.chunked._compiled", lambda: loss_module._nll_and_gradient)
     monkeypatch.setattr(bench_loss, "keep_memory", lambda: None)
     given = {"shape": [50, 8, 700], "precision": precision, "threads": 1, "device": "cpu", "calls": 2}
     found = bench_loss.measure({**given, "way": way, "memory": False})

@@ -26,7 +26,7 @@ def without_masks(model: PreTrainedModel) -> None:
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """As `sinktrain.training.loss.has_plain_head`, without data: nothing but a product follows the hidden states."""
+    """As `sinktrain.training.heads.has_plain_head`, without data: nothing but a product follows the hidden states."""
     import torch
 
     from sinktrain.planning.live import OperationNames

@@ -22,6 +22,38 @@ def sink_ids_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [index for _, index in sorted(found)]
 
 
+def has_these_sinks(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> bool:
+    """Whether `tokenizer` has the sinks of `config` in front of every text already, so that a run goes on with them.
+
+    Raises:
+        UserError: it has other sinks, or a token of that name which is no sink.
+    """
+    held = {token: index for token, index in sorted(_sinks(tokenizer), key=lambda item: item[1])}
+    if not held:
+        return False
+    if list(held) != config.tokens:
+        raise UserError(
+            f"model.name: has {', '.join(held)} already, and another sink cannot be added; go on with them by "
+            f"sink.kind token and sink.count {len(held)}, or start from a model without a sink."
+        )
+    if front_of(tokenizer) != list(held.values()):
+        raise UserError(
+            f"model.tokenizer: holds a token {config.tokens[0]} that is not put in front of a text; start from a "
+            "tokenizer without it."
+        )
+    return True
+
+
+def front_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that `tokenizer` puts in front of a text by itself: BOS, or sinks, or none."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    whole: list[int] = tokenizer("a").input_ids
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
+
+
 def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> list[int]:
     """Gives `tokenizer` the sink tokens, in place, and returns their ids.
 

@@ -20,7 +20,10 @@ from sinktrain.checkpoints.reader import Reader
 from sinktrain.checkpoints.store import MANIFEST, Found, found
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
+from sinktrain.sinks.rows import NAME as ROWS
 from sinktrain.sinks.tokenizer import save_tokenizer
+from sinktrain.training.adapters import add_adapters, merge_adapters
+from sinktrain.training.tuning import TuningConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,16 +35,19 @@ MODEL = "model.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, its tokenizer, and the sink it was trained with."""
+    """A trained model, its tokenizer, the sink it was trained with, and what of it was trained."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sink: SinkConfig
     step: int
+    tuning: TuningConfig = TuningConfig()
 
 
-def checkpoint_record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sink: SinkConfig) -> dict[str, Any]:
-    """Plain values (no pickled objects) with the config, the tokenizer's files as text, and the sink."""
+def checkpoint_record(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sink: SinkConfig, tuning: TuningConfig
+) -> dict[str, Any]:
+    """Plain values (no pickled objects) with the config, the tokenizer's files as text, the sink, what is trained."""
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, Path(folder))
         files = {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
@@ -51,24 +57,32 @@ def checkpoint_record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         "config": json.dumps(redact_config(model.config.to_dict())),
         "generation_config": json.dumps(generation.to_dict() if generation is not None else {}),
         "sink": sink.to_dict(),
+        "tuning": tuning.to_dict(),
         "tokenizer": files,
     }
 
 
-def check_record(checkpoint: dict[str, Any], sink: SinkConfig) -> None:
-    """Refuses to continue a checkpoint with another sink than its own.
+def check_record(checkpoint: dict[str, Any], sink: SinkConfig, tuning: TuningConfig) -> None:
+    """Refuses to continue a checkpoint with another sink than its own, or to train something else of it.
 
     Raises:
-        UserError: the sinks differ, or the checkpoint is not one of sinktrain.
+        UserError: they differ, or the checkpoint is not one of sinktrain.
     """
     record = checkpoint.get("sinktrain")
     if record is None:
         raise UserError("ckpt_path: is not a checkpoint of sinktrain; name one that `sinktrain fit` wrote.")
     if SinkConfig(**record["sink"]) != sink:
         raise UserError(f"model.sink: {sink} differs from the checkpoint's {record['sink']}; use the same.")
+    if (before := TuningConfig(**record.get("tuning", {}))) != tuning:
+        raise UserError(
+            f"model.tuning: {tuning} differs from the checkpoint's {before}; use the same, or begin a new run from an "
+            "export (--model.name)."
+        )
 
 
-def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str = "checkpoint") -> Trained:
+def load_checkpoint(
+    path: Path, dtype: torch.dtype = torch.float32, option: str = "checkpoint", merge: bool = True
+) -> Trained:
     """Reads a checkpoint of any strategy, on any machine, weight by weight into one model. Nothing is unpickled.
 
     Args:
@@ -76,11 +90,19 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
             `Trainer.save_checkpoint` wrote, of which tensors and plain values alone are unpickled.
         dtype: of the weights.
         option: that named the path.
+        merge: add adapters to the matrices that they adapt; false leaves them beside.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or it is not one of sinktrain.
     """
-    path = Path(path)
+    trained = _load(Path(path), dtype, option)
+    if trained.tuning.mode == "lora" and merge:
+        merge_adapters(trained.model)
+    trained.model.to(dtype)  # type: ignore[arg-type]  # adapters were read, and added, in float32
+    return trained
+
+
+def _load(path: Path, dtype: torch.dtype, option: str) -> Trained:
     if path.is_dir():
         checkpoint = newest_whole(path, option)
         reader = Reader(checkpoint.path)
@@ -93,6 +115,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str 
     single = read_checkpoint(path, option)
     model, trained = _empty_model(single["sinktrain"], dtype, single["global_step"], f"{option} {path}")
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in single["state_dict"].items()}
+    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] != ROWS}  # in the embedding
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -132,13 +155,18 @@ def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int, source: 
 
     fields = json.loads(record["config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    sink = SinkConfig(**record["sink"])
+    sink, tuning = SinkConfig(**record["sink"]), TuningConfig(**record.get("tuning", {}))
+    adapted = tuning.mode == "lora"
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32 if adapted else dtype, trust_remote_code=False
+        )
     model.tie_weights()  # left out above, with the filling
     add_outlet(model, sink)
+    if adapted:
+        add_adapters(model, tuning.to_dict())
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
-    return model, Trained(model.eval(), _tokenizer(record["tokenizer"], source), sink, step)
+    return model, Trained(model.eval(), _tokenizer(record["tokenizer"], source), sink, step, tuning)
 
 
 def _missing_buffers(model: PreTrainedModel, reader: Reader) -> list[tuple[str, torch.Tensor]]:

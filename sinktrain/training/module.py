@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -23,17 +23,23 @@ from sinktrain.base.models import (
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.embedding import grow_embedding
-from sinktrain.sinks.tokenizer import add_sink_tokens
-from sinktrain.training.checkpoints import check_record, checkpoint_record
+from sinktrain.sinks.tokenizer import add_sink_tokens, front_of, has_these_sinks
+from sinktrain.training.checkpoints import check_record, checkpoint_record, is_checkpoint
+from sinktrain.training.chunked import HeadRows, Wanted
 from sinktrain.training.guards import GuardConfig
-from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
+from sinktrain.training.heads import has_plain_head
+from sinktrain.training.loss import logits_loss, next_token_loss
 from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked, unmasked_attention
 from sinktrain.training.notices import Notices
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.schedule import build_schedule
 from sinktrain.training.sharding import shard
 from sinktrain.training.step import CONSTANT, GlobalStep
+from sinktrain.training.teacher import Teacher
+from sinktrain.training.tuning import TuningConfig, free
 from sinktrain.training.zero import UndecayedParts, engine, fragments
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 class SinkModule(L.LightningModule):
@@ -45,6 +51,9 @@ class SinkModule(L.LightningModule):
         config: for training from scratch instead: the fields of a transformers config, with `model_type`.
         tokenizer: the tokenizer, if it is not the model's own; needed with `config`.
         sink: how attention gets its outlet.
+        tuning: what of a pretrained model is trained, and whether it is held to what it said before.
+        dtype: of a pretrained model's weights; bfloat16 for those that stay as they are (modes lora and sink_only), beside
+            which what is trained is in float32.
         optimizer: AdamW or Muon, and the learning rate over the run.
         guard: which optimizer steps are left out, and when to stop.
         seed: of the initial weights, with `config`.
@@ -62,6 +71,8 @@ class SinkModule(L.LightningModule):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         sink: SinkConfig = SinkConfig(),  # noqa: B008 (it is frozen)
+        tuning: TuningConfig = TuningConfig(),  # noqa: B008
+        dtype: Dtype = "float32",
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         guard: GuardConfig = GuardConfig(),  # noqa: B008
         seed: int = 0,
@@ -72,26 +83,27 @@ class SinkModule(L.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        if (name is None) == (config is None):
-            raise UserError("model.name, model.config: give one of them, a pretrained model or a config for a new one.")
+        _check(name, config, tokenizer, tuning, dtype, z_loss)
         self.name, self.new_config, self.sink, self.optimizer, self.guard = name, config, sink, optimizer, guard
-        if z_loss < 0:
-            raise UserError(f"model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual.")
+        self.tuning, self.dtype_of_weights = tuning, dtype
         self.seed, self.z_loss = seed, z_loss
         self.gradient_checkpointing, self.compiled = gradient_checkpointing, compile
         self.hub: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
         if revision is not None:
             self.hub["revision"] = revision
-        if tokenizer is None and name is None:
-            raise UserError("model.tokenizer: a model from model.config needs one; name a folder or tokenizer.json.")
         option = "model.name" if tokenizer is None else "model.tokenizer"
         self.tokenizer = load_tokenizer(str(tokenizer or name), option, **self.hub)
         self.tokenizer_fingerprint = fingerprint(self.tokenizer)
         self.bos_id: int | None = self.tokenizer.bos_token_id
-        self.sink_ids = add_sink_tokens(self.tokenizer, sink)
+        self.front = front_of(self.tokenizer)
+        """What the model had in front of a text before it got its sink."""
+        self.had_sinks = has_these_sinks(self.tokenizer, sink)
+        self.sink_ids = self.front if self.had_sinks else add_sink_tokens(self.tokenizer, sink)
         fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
         self.trained_length = trained_length(fields)
         self.model: Any = None
+        self.rows: Any = None  # the sinks' rows, where they are trained by themselves
+        self.teacher: Teacher | None = None
         self.unmasked: str | None = None  # the attention to train with, where it is not the model's own
         self._step: Any = None  # a GlobalStep while training
         self.notices = Notices()
@@ -117,21 +129,35 @@ class SinkModule(L.LightningModule):
         if self.model is not None:
             return
         if self.name is not None:
-            self.model = load_model(self.name, **self.hub)
+            self.model = self._pretrained()
         else:
             size = len(self.tokenizer) - len(self.sink_ids)  # the sink's row is added below, the same way for all
             self.model = model_from_config(self.new_config or {}, size, self.seed)
-        is_new = self.name is None
-        grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
+        if not self.had_sinks:
+            is_new = self.name is None
+            grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
         add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
         self.unmasked = unmasked_attention(self.model)
+        self.rows = free(self.model, self.tuning, self.sink_ids)
+        if self.tuning.distill:
+            shared = self.tuning.keeps_weights
+            before = self.model if shared else self._pretrained()
+            self.teacher = Teacher(before, shared, self.front, self.sink_ids, self.known, self.tuning.distill)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
         if self.compiled:
             # In place, so that the names of the weights stay. The shapes of batches never change.
             self.model.base_model.compile(dynamic=False)
+
+    def _pretrained(self) -> Any:
+        return load_model(str(self.name), getattr(torch, self.dtype_of_weights), **self.hub)
+
+    @property
+    def known(self) -> int | None:
+        """How many rows of the vocabulary the model had before it got its sink; None where it has had it."""
+        return None if self.had_sinks or not self.sink_ids else min(self.sink_ids)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of token ids (B, T) that begin with the sinks; documents by positions that restart."""
@@ -145,17 +171,30 @@ class SinkModule(L.LightningModule):
             inputs["attention_mask"] = document_mask(self.model, position_ids)
         return inputs
 
+    def _run(self, model: Any, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+        """The last hidden states (B, T, D) of this model or its teacher; logits (B, T, V), where they are more."""
+        inputs = self._inputs(input_ids, position_ids)
+        found: Tensor = model.base_model(**inputs).last_hidden_state if self.plain_head else model(**inputs).logits
+        return found
+
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Summed over a batch: what is trained on, the NLL, and the number of tokens that are predicted.
 
         The last sink predicts the first text token; nothing predicts a sink (labels of -100).
         """
         ids, positions, labels = batch["input_ids"], batch.get("position_ids"), batch["labels"]
+        wanted = Wanted(self.z_loss) if self.teacher is None else self.teacher.wanted(ids, positions, self._run)
+        answer = self._run(self.model, ids, positions)
         if not self.plain_head:
-            return logits_loss(self(ids, positions), labels, self.z_loss)
-        hidden = self.model.base_model(**self._inputs(ids, positions)).last_hidden_state
+            return logits_loss(answer, labels, wanted=wanted)
+        own = HeadRows(self.rows.ids, self.rows.parameter) if self.rows is not None and self.rows.tied else None
         head = self.model.get_output_embeddings()
-        return next_token_loss(hidden, head, labels, self.z_loss, self.compiled)
+        return next_token_loss(answer, head, labels, compiled=self.compiled, wanted=wanted, own_rows=own)
+
+    def divergence(self, objective: Tensor, nll: Tensor) -> Tensor | None:
+        """The KL divergence from the teacher in `losses`, summed; None without one."""
+        share = self.tuning.distill
+        return (objective.detach() - (1 - share) * nll) / share if share else None
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Lets the model attend without masks of transformers, which make the host wait, while it trains."""
@@ -185,7 +224,7 @@ class SinkModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The micro-batch's summed loss over a constant; see `GlobalStep`."""
         objective, nll, tokens = self.losses(batch)
-        self._step.add(nll, tokens)
+        self._step.add(nll, tokens, self.divergence(objective, nll))
         return objective / CONSTANT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -195,6 +234,8 @@ class SinkModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, and logs what the step was."""
         super().optimizer_step(*args, **kwargs)
+        if self.rows is not None:
+            self.rows.write_back()
         for name, value in self._step.figures(self.trainer.optimizers[0]).items():
             self.log(name, value)
 
@@ -219,18 +260,22 @@ class SinkModule(L.LightningModule):
         """Starts the sums of a validation."""
         # Sums over millions of tokens want float64, which Apple's devices lack.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._validation = torch.zeros(2, device=self.device, dtype=dtype)
+        self._validation = torch.zeros(3, device=self.device, dtype=dtype)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to the sums."""
-        self._validation += torch.stack(self.losses(batch)[1:])
+        objective, nll, tokens = self.losses(batch)
+        divergence = self.divergence(objective, nll)
+        self._validation += torch.stack((nll, tokens, nll.new_zeros(()) if divergence is None else divergence))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean NLL over every predicted token of every rank."""
         if self.trainer.world_size > 1:
             self._validation = self.trainer.strategy.reduce(self._validation, reduce_op="sum")
-        nll, tokens = self._validation.unbind()
+        nll, tokens, divergence = self._validation.unbind()
         self.log("val/loss", (nll / tokens.clamp(min=1)).float(), prog_bar=True)
+        if self.teacher is not None:
+            self.log("val/kl", (divergence / tokens.clamp(min=1)).float())
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over `trainer.max_steps`, which it needs to know."""
@@ -242,11 +287,44 @@ class SinkModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what makes the checkpoint whole without the base model: config, tokenizer, sink."""
-        checkpoint["sinktrain"] = checkpoint_record(self.model, self.tokenizer, self.sink)
+        checkpoint["sinktrain"] = checkpoint_record(self.model, self.tokenizer, self.sink, self.tuning)
         if self._step is not None:
             checkpoint["sinktrain_guard"] = self._step.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another sink."""
-        check_record(checkpoint, self.sink)
+        """Refuses a checkpoint of another sink, or of which something else was trained."""
+        check_record(checkpoint, self.sink, self.tuning)
         self._guard_state = checkpoint.get("sinktrain_guard")
+
+
+def _check(
+    name: str | None,
+    config: dict[str, Any] | None,
+    tokenizer: str | None,
+    tuning: TuningConfig,
+    dtype: Dtype,
+    z_loss: float,
+) -> None:
+    """Refuses options that do not go together."""
+    if (name is None) == (config is None):
+        raise UserError("model.name, model.config: give one of them, a pretrained model or a config for a new one.")
+    if tokenizer is None and name is None:
+        raise UserError("model.tokenizer: a model from model.config needs one; name a folder or tokenizer.json.")
+    if name is None and (tuning.mode != "full" or tuning.distill):
+        raise UserError("model.tuning: is for a pretrained model; give model.name instead of model.config.")
+    if name is not None and is_checkpoint(name):
+        raise UserError(
+            f"model.name {name}: is a checkpoint of sinktrain; go on with it by --checkpoints.resume {name}, or "
+            "`sinktrain export` it and name the export."
+        )
+    if dtype not in get_args(Dtype):
+        raise UserError(f"model.dtype {dtype}: unknown; choose one of {', '.join(get_args(Dtype))}.")
+    if dtype != "float32" and not tuning.keeps_weights:
+        raise UserError(
+            f"model.dtype {dtype}: is for weights that are not trained; use it with model.tuning.mode lora or "
+            "sink_only, or leave it out and set trainer.precision bf16-mixed."
+        )
+    if z_loss < 0:
+        raise UserError(f"model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual.")
+    if z_loss and tuning.distill:
+        raise UserError("model.z_loss: does not go with model.tuning.distill; leave one of them out.")

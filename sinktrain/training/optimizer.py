@@ -15,8 +15,8 @@ from sinktrain.training.guarded import GuardedOptimizer, UndecayedRows, mesh_of
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["cosine", "linear", "wsd"]
 
-SINKS = ("sinks", "sink_key", "sink_value")
-"""The last part of the names of parameters that are sinks in attention."""
+SINKS = ("sinks", "sink_key", "sink_value", "sink_rows")
+"""The last part of the names of parameters that are sinks: in attention, and rows of tokens that are trained alone."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def take(trainer: L.Trainer, run: dict[str, Any]) -> Snapshot:
             state = without_tensors(_state(trainer, module), "state", tensors)
         except TypeError as error:
             raise UserError(f"trainer.callbacks: the state of one cannot be kept in a checkpoint ({error}).") from error
-        record = checkpoint_record(module.model, module.tokenizer, module.sink)
+        record = checkpoint_record(module.model, module.tokenizer, module.sink, module.tuning)
         documents = {MODEL: record, STATE: state, RUN: {"version": sinktrain.__version__, **run}}
     pieces += [Piece(name, Place.whole(tensor.shape), tensor.clone()) for name, tensor in tensors.items()]
     return Snapshot(trainer.global_step, pieces, rank_state, documents)

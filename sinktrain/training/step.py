@@ -46,11 +46,14 @@ class GlobalStep:
     def _begin(self) -> None:
         self._nll = torch.zeros((), device=self.device)
         self._tokens = torch.zeros((), device=self.device)
+        self._divergence: Tensor | None = None
 
-    def add(self, nll: Tensor, tokens: Tensor) -> None:
-        """Adds the summed NLL of a micro-batch of this rank and its number of predicted tokens."""
+    def add(self, nll: Tensor, tokens: Tensor, divergence: Tensor | None = None) -> None:
+        """Adds the summed NLL of a micro-batch of this rank, its number of predicted tokens, and its KL divergence."""
         self._nll += nll.detach()
         self._tokens += tokens
+        if divergence is not None:
+            self._divergence = divergence if self._divergence is None else self._divergence + divergence
 
     def finish(self, optimizer: Any) -> None:
         """Turns the gradients of the step, all of them there, into those of its loss, and judges the step."""
@@ -68,11 +71,13 @@ class GlobalStep:
     def _totals(self) -> tuple[Tensor, Tensor]:
         """The loss of the global batch, and what makes its gradient of the one that is there."""
         trainer, ranks = self.trainer, self.trainer.world_size
-        totals = torch.cat((torch.stack((self._nll, self._tokens)), self.notices.mine(self.device)))
+        sums = [self._nll, self._tokens] + ([] if self._divergence is None else [self._divergence])
+        totals = torch.cat((torch.stack(sums), self.notices.mine(self.device)))
         if ranks > 1:
             torch.distributed.all_reduce(totals)  # Lightning's `reduce` has a barrier, for which the host waits
-        self.notices.arrived(totals[2:])
-        nll, tokens = totals[:2].unbind()
+        self.notices.arrived(totals[len(sums) :])
+        nll, tokens, *divergence = totals[: len(sums)].unbind()
+        self._kl = divergence[0] / tokens.clamp(min=1) if divergence else None
         self._begin()
         micro_batches: int = trainer.accumulate_grad_batches
         if trainer.strategy.handles_gradient_accumulation:  # DeepSpeed divides by their number once more
@@ -95,6 +100,8 @@ class GlobalStep:
             "train/learning_rate": torch.tensor(optimizer.param_groups[0]["lr"]),
             "train/skipped_steps": self.guard.skipped.float(),
         }
+        if self._kl is not None:
+            self._figures["train/kl"] = self._kl
 
     def figures(self, optimizer: Any) -> dict[str, Tensor]:
         """What to log of the step that was just made; nothing in the middle of one."""

@@ -26,7 +26,8 @@ from sinktrain.planning.memory import BUCKET, GATHERED_LAYERS, memory, sizes
 from sinktrain.planning.settings import Settings
 from sinktrain.planning.skeleton import Skeleton, read_skeleton
 from sinktrain.planning.tracing import Work, trace, trace_depth
-from sinktrain.training.loss import has_plain_head, next_token_loss
+from sinktrain.training.heads import has_plain_head
+from sinktrain.training.loss import next_token_loss
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinktrain.base.models import model_from_config
-from sinktrain.training import loss as module
-from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
+from sinktrain.training import chunked as module
+from sinktrain.training.heads import has_plain_head
+from sinktrain.training.loss import logits_loss, next_token_loss
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip

@@ -1,0 +1,134 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a model, by PEFT, which is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sinktrain.base.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("model.tuning.mode lora: needs PEFT; run `pip install peft`.") from error
+    return peft
+
+
+def lora_config(settings: Mapping[str, Any]) -> Any:
+    """PEFT's config of our `rank`, `alpha`, `dropout`, `targets`."""
+    return _peft().LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        target_modules=settings["targets"] or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+    """Puts adapters beside the matrices of a model, in place, in float32; what they add is zero at first.
+
+    The model stays of its class, and its matrices get names such as `q_proj.base_layer.weight`.
+
+    Args:
+        model: a causal language model.
+        settings: see `lora_config`.
+
+    Raises:
+        UserError: a target is no matrix of the model.
+    """
+    linear = {name for name, module in model.named_modules() if _is_matrix(module)}
+    last = {name.rpartition(".")[2] for name in linear}
+    for target in settings["targets"] or ():
+        if target not in last and not any(name == target or name.endswith(f".{target}") for name in linear):
+            raise UserError(
+                f"model.tuning.targets {target}: is no matrix of {model.config.model_type}; choose from "
+                f"{', '.join(sorted(last))}."
+            )
+    peft = _peft()
+    peft.inject_adapter_in_model(lora_config(settings), model)
+    for name, parameter in model.named_parameters():
+        is_adapter = ".lora_" in name
+        parameter.requires_grad_(is_adapter)
+        if is_adapter and parameter.dtype.itemsize < 4:
+            parameter.data = parameter.data.float()
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
+
+
+def _layers(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is what it was before it had adapters."""
+    layers = _layers(model)
+    for _, layer in layers:
+        layer._disable_adapters = True  # its method would also change what needs gradients
+    try:
+        yield
+    finally:
+        for _, layer in layers:
+            layer._disable_adapters = False
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Adds what the adapters add to the matrices themselves, in place, and removes them: the plain model again."""
+    for name, layer in _layers(model):
+        layer.merge(safe_merge=True)
+        _replace(model, name, layer.get_base_layer())
+    _forget(model)
+
+
+def remove_adapters(model: PreTrainedModel) -> None:
+    """The plain model without what the adapters add, in place."""
+    for name, layer in _layers(model):
+        _replace(model, name, layer.get_base_layer())
+    _forget(model)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _forget(model: Any) -> None:
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def save_adapters(model: PreTrainedModel, settings: Mapping[str, Any], folder: Path, base: str) -> None:
+    """Writes the adapters as `PeftModel.from_pretrained` reads them.
+
+    Args:
+        model: with adapters.
+        settings: see `lora_config`.
+        folder: to make.
+        base: the model that they belong to, for adapter_config.json.
+    """
+    from safetensors.torch import save_file
+
+    config = lora_config(settings)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.target_modules = sorted({name.rpartition(".")[2] for name, _ in _layers(model)})
+    folder.mkdir()
+    weights = {
+        f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().contiguous().cpu()
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
