@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sinktrain.base.errors import at_least
 from sinktrain.evaluation.attention import THRESHOLD
-from sinktrain.evaluation.observe import attention_columns
-from sinktrain.monitoring.beside import Monitor
-from sinktrain.monitoring.text import fits, held_out, sequences
+from sinktrain.sinks.observe import attention_columns
+from sinktrain.monitoring.monitor import Monitor
+from sinktrain.training.held_out import fits, held_out, sequences
 from sinktrain.training.run_record import run_folder
 
 FILE = "sinks.jsonl"

@@ -9,8 +9,8 @@ import lightning as L
 import torch
 
 from sinktrain.base.errors import at_least
-from sinktrain.monitoring.beside import Monitor
-from sinktrain.monitoring.text import fits, held_out, sequences
+from sinktrain.monitoring.monitor import Monitor
+from sinktrain.training.held_out import fits, held_out, sequences
 from sinktrain.streaming import CacheSpec, stream_nll
 
 

@@ -9,7 +9,7 @@ from sinktrain.base.errors import UserError
 
 SinkKind = Literal["none", "token", "zero", "logit", "kv"]
 SinkValue = Literal["learned", "zero"]
-SinkInit = Literal["mean", "bos", "normal"]
+SinkInit = Literal["mean", "bos", "attended", "normal"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class SinkConfig:
         count: how many sink tokens, k. With k > 1 all k must stay in the cache when streaming
             (StreamingLLM, arXiv 2309.17453, Table 10: two trained and one kept is worse than none).
         init: the new embedding rows: `mean` of all rows plus small noise, a copy of the `bos` row plus small
-            noise, or `normal` with the spread of the existing rows.
+            noise, a copy of the row that draws most `attended` as the first token of a text, found by measurement, plus
+            small noise, or `normal` with the spread of the existing rows.
         seed: of the noise, and of the first keys and values of `kv`.
         value: of `kv`: `learned`, or `zero` for a key alone (Gu et al.'s "K biases").
     """

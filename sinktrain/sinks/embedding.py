@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sinktrain.base.errors import UserError
 from sinktrain.sinks.config import SinkConfig
+from sinktrain.sinks.first_token import most_attended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,12 +42,18 @@ def grow_embedding(
             that models of several kinds differ in nothing else. A pretrained model without a sink stays as it is.
 
     Raises:
-        UserError: `init: bos` without a BOS token.
+        UserError: `init: bos` without a BOS token, `init: attended` for a new model, or an embedding that cannot grow.
     """
     if not sink_ids and not is_new:
         return
     if config.init == "bos" and bos_id is None:
         raise UserError("sink.init bos: the model's tokenizer has no BOS token; use sink.init mean.")
+    if config.init == "attended" and is_new:
+        raise UserError("sink.init attended: a model without training attends to nothing; use sink.init mean or normal.")
+    _check(model)
+    copied = bos_id
+    if config.init == "attended":
+        copied = most_attended(model, min([_weight(model.get_input_embeddings()).shape[0], *sink_ids]), config.seed)
     old = _weight(model.get_input_embeddings()).shape[0]
     rows = -(-max(old + is_new * MULTIPLE, vocabulary) // MULTIPLE) * MULTIPLE
     model.resize_token_embeddings(rows, mean_resizing=False)
@@ -57,8 +65,26 @@ def grow_embedding(
         if isinstance(bias := getattr(head, "bias", None), Tensor):
             bias[known:] = bias[:known].mean()
         if sink_ids:
-            embedding[sink_ids] = _first_rows(embedding, known, config, bos_id)
+            embedding[sink_ids] = _first_rows(embedding, known, config, copied)
     _tell_configs(model, vocabulary, rows, sink_ids)
+
+
+def _check(model: PreTrainedModel) -> None:
+    """Refuses an embedding that is quantized, or spread over devices."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = getattr(module, "weight", None)
+        if module is None or (isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point()):
+            if not isinstance(weight, DTensor) and getattr(weight, "ds_id", None) is None:
+                continue
+            raise UserError(
+                "model.name: its embedding is spread over devices already, and cannot grow by a sink; give sinktrain the "
+                "model's name, and it spreads the model itself (configs/trainer/fsdp2.yaml)."
+            )
+        kept = "in no matrix" if not isinstance(weight, Tensor) else f"as {str(weight.dtype).removeprefix('torch.')}"
+        raise UserError(
+            f"model.name: its {type(module).__name__} keeps the vocabulary {kept}, quantized, and cannot grow by a sink; "
+            "load a version whose embedding and head are not quantized."
+        )
 
 
 def _weight(module: torch.nn.Module) -> Tensor:
@@ -70,7 +96,7 @@ def _fill_with_mean(weight: Tensor, known: int) -> None:
     weight[known:] = weight[:known].float().mean(dim=0).to(weight.dtype)
 
 
-def _first_rows(embedding: Tensor, known: int, config: SinkConfig, bos_id: int | None) -> Tensor:
+def _first_rows(embedding: Tensor, known: int, config: SinkConfig, copied: int | None) -> Tensor:
     """The rows (k, D) that the sinks start from."""
     old = embedding[:known].float()
     generator = torch.Generator().manual_seed(config.seed)
@@ -79,7 +105,7 @@ def _first_rows(embedding: Tensor, known: int, config: SinkConfig, bos_id: int |
         rows = noise
     else:
         # A hundredth of the spread tells several sinks apart and leaves a single one where it is.
-        rows = (old.mean(dim=0) if config.init == "mean" else old[bos_id]) + 0.01 * noise
+        rows = (old.mean(dim=0) if config.init == "mean" else old[copied]) + 0.01 * noise
     return rows.to(embedding.dtype)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sinktrain.training.optimizer import OptimizerConfig
     from sinktrain.training.saving import Checkpoints
     from sinktrain.training.strategies import DDP, FSDP2, DeepSpeed
+    from sinktrain.training.tuning import TuningConfig
 
 __all__ = [
     "DDP",
@@ -23,6 +24,7 @@ __all__ = [
     "GuardConfig",
     "OptimizerConfig",
     "SinkModule",
+    "TuningConfig",
     "load_checkpoint",
 ]
 
@@ -35,6 +37,7 @@ _HOMES = {
     "DDP": "strategies",
     "FSDP2": "strategies",
     "DeepSpeed": "strategies",
+    "TuningConfig": "tuning",
 }
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
 from sinktrain.data import SinkDataModule
+from sinktrain.training.base_quality import BaseQuality
 from sinktrain.training.garbage import GarbageCollection
 from sinktrain.training.module import SinkModule
 from sinktrain.training.progress import ProgressBar
@@ -47,6 +48,7 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(GarbageCollection, "garbage")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Watchdog, "watchdog")
+        parser.add_lightning_class_args(BaseQuality, "base_quality")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer that saves with `Checkpoints`, unless trainer.enable_checkpointing is false."""

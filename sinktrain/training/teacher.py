@@ -96,6 +96,7 @@ class Teacher:
         swapped, places = ids.clone(), (positions - offset).clamp(min=0)
         for number, token in enumerate(self._front):
             swapped[is_sink & (positions == offset + number)] = token
+        swapped[is_sink & (positions < offset)] = 0  # any token that it knows
         begins = _at_a_sink(is_sink, positions)  # padding has no sinks, and keeps its positions
         places = torch.where(begins, places, positions)
         return swapped, places, ~(is_sink & (positions < offset))

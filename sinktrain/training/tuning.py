@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.sinks.rows import NAME, SinkRows
+from sinktrain.sinks.rows import SinkRows
 from sinktrain.training.adapters import add_adapters
 from sinktrain.training.optimizer import SINKS
 
@@ -105,4 +105,4 @@ def _norms(model: PreTrainedModel) -> set[int]:
     return {id(p) for module in found for p in module.parameters(recurse=False) if p.dim() == 1}
 
 
-__all__ = ["NAME", "TuningConfig", "TuningMode", "free"]
+

@@ -1,36 +1,17 @@
-"""Looking at a model in the middle of its training, without a trace."""
+"""A callback that looks at a model in the middle of its training from time to time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
 
 from sinktrain.base.errors import at_least
-from sinktrain.training.throughput import not_training, wait_for
-
-
-@contextmanager
-def beside_training(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """Inside the block the model evaluates, without gradients and uncompiled; after it, it is as it was.
-
-    Uncompiled, because what is compiled is compiled for the shapes of training alone. The random numbers of training
-    are not touched, because a model that evaluates draws none. `Throughput` leaves the block out.
-    """
-    parts = [(part, part.training, part._compiled_call_impl) for part in module.modules()]
-    with not_training(trainer), torch.no_grad():
-        module.eval()
-        for part, *_ in parts:
-            part._compiled_call_impl = None
-        try:
-            yield
-        finally:
-            for part, training, compiled in parts:
-                part.training, part._compiled_call_impl = training, compiled
+from sinktrain.training.beside import beside_training
+from sinktrain.training.throughput import wait_for
 
 
 class Monitor(L.Callback):

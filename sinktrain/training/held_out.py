@@ -1,4 +1,4 @@
-"""The fixed text that the monitors look at: the same for every run on the same data, whatever its sink."""
+"""The fixed text that is looked at beside training: the same for every run on the same data, whatever its sink."""
 
 from __future__ import annotations
 
