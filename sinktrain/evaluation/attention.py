@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sinktrain.sinks.observe import attention_columns
 from sinktrain.evaluation.subject import Subject, Text
+from sinktrain.sinks.observe import attention_columns
 from sinktrain.sinks.outlet import has_outlet
 from sinktrain.streaming.attach import attention_implementation
 

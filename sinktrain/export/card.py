@@ -47,15 +47,36 @@ described in Xiao et al., Efficient Streaming Language Models with Attention Sin
 """
 
 
-def model_card(trained: Trained, name: str, verdict: dict[str, Any] | None) -> str:
+_ADAPTERS = """
+
+Its adapters (LoRA) are not in these weights but beside them:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{name}/adapter")
+```"""
+
+_TUNED = {
+    "full": "",
+    "lora": " Low-rank adapters (LoRA) of rank {rank} and the row of the sink were trained, and nothing else.",
+    "sink_only": " Nothing but the sink was trained: every other weight is that of the model that it was made from.",
+    "embed": " The sink and the norms were trained; every other weight is that of the model that it was made from.",
+}
+
+
+def model_card(trained: Trained, name: str, verdict: dict[str, Any] | None, kept: bool = False) -> str:
     """Markdown with the metadata that the hub reads.
 
     Args:
         trained: the model, its tokenizer and sink.
         name: of the exported folder.
         verdict: the record of `sinktrain verify`, if there is one.
+        kept: its adapters lie in the folder `adapter`, and are not in its weights.
     """
-    return _CARD.format(name=name, about=_about(trained), verdict=_verdict(verdict))
+    about = _about(trained) + _TUNED[trained.tuning.mode].format(rank=trained.tuning.rank)
+    about += _ADAPTERS.format(name=name) if kept else ""
+    return _CARD.format(name=name, about=about, verdict=_verdict(verdict))
 
 
 def _about(trained: Trained) -> str:

@@ -16,6 +16,8 @@ from sinktrain.export.bundle import bundle
 from sinktrain.export.card import model_card
 from sinktrain.export.stock import as_stock
 from sinktrain.sinks.tokenizer import save_tokenizer, sink_ids_of
+from sinktrain.training.adapters import remove_adapters, save_adapters
+from sinktrain.training.checkpoints import Trained, load_checkpoint
 
 
 def export(
@@ -23,6 +25,7 @@ def export(
     out: Path,
     dtype: Literal["float32", "bfloat16"] = "float32",
     verdict: Path | None = None,
+    adapters: Literal["merge", "keep"] = "merge",
     overwrite: bool = False,
 ) -> Path:
     """Writes a checkpoint as a plain Hugging Face model: safetensors, config, tokenizer, model card.
@@ -36,6 +39,8 @@ def export(
         out: The folder to write.
         dtype: Of the weights.
         verdict: The JSON that `sinktrain verify` wrote, for the table of the model card.
+        adapters: Of model.tuning.mode lora: `merge` adds them to the weights; `keep` writes them beside, for PEFT, into
+            OUT/adapter, and the model with its sink and without them into OUT.
         overwrite: Replace an existing folder.
 
     Returns:
@@ -44,11 +49,13 @@ def export(
     import torch
 
     from sinktrain.streaming.spec import CacheSpec
-    from sinktrain.training.checkpoints import load_checkpoint
 
     judged = None if verdict is None else _read_verdict(verdict)
     with new_folder(out, "--out", overwrite=overwrite) as folder:
-        trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint")
+        merge = adapters == "merge"
+        trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint", merge=merge)
+        if not merge:
+            _keep_adapters(trained, folder / "adapter", str(out))
         trained = dataclasses.replace(trained, model=as_stock(trained))
         with quiet():
             trained.model.save_pretrained(folder)
@@ -57,10 +64,20 @@ def export(
         cache = CacheSpec.default(len(sink_ids_of(trained.tokenizer)), trained_length(trained.model.config))
         (folder / "custom_generate").mkdir()
         (folder / "custom_generate" / "generate.py").write_text(bundle(str(cache)))
-        (folder / "README.md").write_text(redact(model_card(trained, out.name, judged)))
+        (folder / "README.md").write_text(redact(model_card(trained, out.name, judged, kept=not merge)))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")
     return out
+
+
+def _keep_adapters(trained: Trained, folder: Path, base: str) -> None:
+    """Writes the adapters, and leaves the model without them."""
+    if trained.tuning.mode != "lora":
+        raise UserError(
+            f"--adapters keep: the checkpoint was tuned in mode {trained.tuning.mode}, without adapters; leave it out."
+        )
+    save_adapters(trained.model, trained.tuning.to_dict(), folder, base)
+    remove_adapters(trained.model)
 
 
 def _read_verdict(path: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 
 from sinktrain.base.errors import at_least
 from sinktrain.monitoring.monitor import Monitor
-from sinktrain.training.held_out import fits, held_out, sequences
 from sinktrain.streaming import CacheSpec, stream_nll
+from sinktrain.training.held_out import fits, held_out, sequences
 
 
 class StreamingProbe(Monitor):

@@ -49,7 +49,9 @@ def grow_embedding(
     if config.init == "bos" and bos_id is None:
         raise UserError("sink.init bos: the model's tokenizer has no BOS token; use sink.init mean.")
     if config.init == "attended" and is_new:
-        raise UserError("sink.init attended: a model without training attends to nothing; use sink.init mean or normal.")
+        raise UserError(
+            "sink.init attended: a model without training attends to nothing; use sink.init mean or normal."
+        )
     _check(model)
     copied = bos_id
     if config.init == "attended":
@@ -77,13 +79,13 @@ def _check(model: PreTrainedModel) -> None:
             if not isinstance(weight, DTensor) and getattr(weight, "ds_id", None) is None:
                 continue
             raise UserError(
-                "model.name: its embedding is spread over devices already, and cannot grow by a sink; give sinktrain the "
-                "model's name, and it spreads the model itself (configs/trainer/fsdp2.yaml)."
+                "model.name: its embedding is spread over devices already, and cannot grow by a sink; load it whole, and let "
+                "configs/trainer/fsdp2.yaml spread it."
             )
         kept = "in no matrix" if not isinstance(weight, Tensor) else f"as {str(weight.dtype).removeprefix('torch.')}"
         raise UserError(
-            f"model.name: its {type(module).__name__} keeps the vocabulary {kept}, quantized, and cannot grow by a sink; "
-            "load a version whose embedding and head are not quantized."
+            f"model.name: its {type(module).__name__} keeps the vocabulary {kept}, quantized, and cannot grow by a "
+            "sink; load a version whose embedding and head are not quantized."
         )
 
 

@@ -1,4 +1,4 @@
-"""The sinks' rows as parameters of their own, so that the rest of an embedding needs neither gradients nor an optimizer.
+"""The sinks' rows as parameters of their own, so that the rest of an embedding needs no gradient and no moments.
 
 A whole embedding with a gradient, two moments and 128,256 rows of 4,096 is 6.3 GB for the sake of one row. Here the row
 (k, D) is a parameter beside the frozen embedding. Forward passes take it from there; after each optimizer step it is
@@ -34,12 +34,15 @@ class SinkRows:
         UserError: the embedding does more than look rows up and scale them.
     """
 
+    embedding: Any
+    head: Any
+
     def __init__(self, model: PreTrainedModel, sink_ids: Sequence[int]) -> None:
         self.ids = list(sink_ids)
-        self.embedding: Any = model.get_input_embeddings()
-        self.head: Any = model.get_output_embeddings()
-        weight = self.embedding.weight
-        self.tied = self.head is not None and self.head.weight is weight
+        self.embedding = model.get_input_embeddings()
+        self.head = model.get_output_embeddings()
+        weight: Tensor = self.embedding.weight
+        self.tied = self.head is not None and self.head.weight is self.embedding.weight
         self._scale = _scale(self.embedding, self.ids)
         # In float32 whatever the frozen weights are kept in: steps are smaller than bfloat16 can add up.
         wide = torch.promote_types(weight.dtype, torch.float32)

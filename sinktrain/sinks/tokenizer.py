@@ -28,7 +28,7 @@ def has_these_sinks(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> b
     Raises:
         UserError: it has other sinks, or a token of that name which is no sink.
     """
-    held = {token: index for token, index in sorted(_sinks(tokenizer), key=lambda item: item[1])}
+    held = dict(sorted(_sinks(tokenizer), key=lambda item: item[1]))
     if not held:
         return False
     if list(held) != config.tokens:

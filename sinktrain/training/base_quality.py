@@ -22,11 +22,11 @@ class BaseQuality(L.Callback):
     """Measures a pretrained model before its first step, as it was, and after the last one, with its sink.
 
     - `before/TEXT/dense`, `after/TEXT/dense`: perplexity with the whole text before in view.
-    - `before/TEXT/1+255`, `after/TEXT/1+255` (with k sinks, of C = 256, k+(C-k)): streaming, with as many first positions
-      kept as there are sinks; before, these were ordinary tokens of the text, or the model's BOS.
+    - `before/TEXT/1+255`, `after/TEXT/1+255` (with k sinks, of C = 256, k+(C-k)): streaming, with as many first
+      positions kept as there are sinks; before, these were ordinary tokens of the text, or the model's BOS.
 
-    All four are over the same tokens: those that are predicted with a full cache. TEXT is the name of the folder. They are
-    logged, and printed at the end. A model from `model.config` has no before, and is left out.
+    All four are over the same tokens: those that are predicted with a full cache. TEXT is the name of the folder. They
+    are logged, and printed at the end. A model from `model.config` has no before, and is left out.
 
     Args:
         tokens: of each text; fewer where a text is shorter, or the model was trained for fewer positions. 0 measures

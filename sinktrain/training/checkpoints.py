@@ -41,7 +41,7 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     sink: SinkConfig
     step: int
-    tuning: TuningConfig = TuningConfig()
+    tuning: TuningConfig = TuningConfig()  # noqa: RUF009 (it is frozen)
 
 
 def checkpoint_record(

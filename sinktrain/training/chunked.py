@@ -108,9 +108,7 @@ class ChunkedLoss(torch.autograd.Function):
         return None if d_states is None else d_states.to(ctx.dtype), *others, None
 
 
-def _distilled(
-    logits: Tensor, targets: Tensor, wanted: Wanted, part: slice, gradients: bool
-) -> tuple[Tensor, Tensor]:
+def _distilled(logits: Tensor, targets: Tensor, wanted: Wanted, part: slice, gradients: bool) -> tuple[Tensor, Tensor]:
     """`_nll_and_gradient` with another model's expectations: its states of the positions in `part`."""
     assert wanted.other is not None
     known, bias = slice(wanted.known), getattr(wanted.head, "bias", None)

@@ -52,8 +52,8 @@ class SinkModule(L.LightningModule):
         tokenizer: the tokenizer, if it is not the model's own; needed with `config`.
         sink: how attention gets its outlet.
         tuning: what of a pretrained model is trained, and whether it is held to what it said before.
-        dtype: of a pretrained model's weights; bfloat16 for those that stay as they are (modes lora and sink_only), beside
-            which what is trained is in float32.
+        dtype: of a pretrained model's weights; bfloat16 for those that stay as they are (modes lora and sink_only),
+            beside which what is trained is in float32.
         optimizer: AdamW or Muon, and the learning rate over the run.
         guard: which optimizer steps are left out, and when to stop.
         seed: of the initial weights, with `config`.

@@ -30,7 +30,7 @@ class Teacher:
         shared: whether it is the one in training, whose weights stay as they are.
         front: the tokens that it expects in front of a text, BOS for one.
         sink_ids: of the model in training.
-        known: how many tokens its vocabulary had.
+        known: how many tokens its vocabulary had; None for as many as now.
         share: of the objective.
     """
 
@@ -40,7 +40,7 @@ class Teacher:
         shared: bool,
         front: Sequence[int],
         sink_ids: Sequence[int],
-        known: int,
+        known: int | None,
         share: float,
     ) -> None:
         self.model, self.shared, self.known, self.share = model, shared, known, share

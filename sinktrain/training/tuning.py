@@ -54,7 +54,9 @@ class TuningConfig:
         if self.mode != "lora":
             for option, usual in (("rank", 16), ("alpha", 32.0), ("dropout", 0.0), ("targets", None)):
                 if getattr(self, option) != usual:
-                    raise UserError(f"model.tuning.{option}: is an option of mode lora; leave it out, or use that mode.")
+                    raise UserError(
+                        f"model.tuning.{option}: is an option of mode lora; leave it out, or use that mode."
+                    )
 
     @property
     def keeps_weights(self) -> bool:
@@ -103,6 +105,3 @@ def _norms(model: PreTrainedModel) -> set[int]:
     """The parameters of norms: of modules that are called so, LayerNorm and RMSNorm in all their kinds."""
     found = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     return {id(p) for module in found for p in module.parameters(recurse=False) if p.dim() == 1}
-
-
-

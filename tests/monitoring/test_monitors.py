@@ -17,10 +17,10 @@ from watched_runs import KINDS, new_module, train
 from sinktrain.base.errors import UserError
 from sinktrain.data import HubStream, SinkDataModule
 from sinktrain.monitoring import SinkMonitor, StreamingProbe
-from sinktrain.training.held_out import sequences
 from sinktrain.sinks import SinkConfig
 from sinktrain.streaming import reference_nll
 from sinktrain.training import SinkModule
+from sinktrain.training.held_out import sequences
 
 
 class Book(Logger):

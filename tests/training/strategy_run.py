@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
-from sinktrain.training import DDP, FSDP2, DeepSpeed, OptimizerConfig, SinkModule  # noqa: E402
+from sinktrain.training import DDP, FSDP2, DeepSpeed, OptimizerConfig, SinkModule, TuningConfig  # noqa: E402
 from sinktrain.training.guards import GuardConfig  # noqa: E402
 
 torch.set_num_threads(1)
@@ -98,6 +98,8 @@ def main(options: dict[str, Any]) -> None:
     module = BadGradient(
         name=options["model"], optimizer=optimizer, sink=SinkConfig(**options.get("sink", {})), guard=GuardConfig(),
         gradient_checkpointing=options.get("gradient_checkpointing", False),
+        tuning=TuningConfig(**options.get("tuning", {})),
+        dtype=options.get("dtype", "float32"),
     )  # fmt: skip
     module.bad_step = options.get("bad_step")
     data = SinkDataModule(

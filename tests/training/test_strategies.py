@@ -96,3 +96,34 @@ def test_bfloat16(strategy: str, kind: str, starter: Ranks, text: dict[str, str]
     one, *two = (run(starter, tmp_path / name, name, ranks, batch, 1, **options)[0]
                  for name, ranks, batch in (("auto", 1, 4), (strategy, 2, 2)))  # fmt: skip
     assert two[0]["losses"] == pytest.approx(one["losses"], abs=0.05)
+
+
+TUNED = [("sink_only", "ddp"), ("sink_only", "fsdp2"), ("lora", "fsdp2"), ("sink_only", "zero3")]
+TUNED_SLOW = itertools.product(["sink_only", "lora", "embed", "full"], ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "strategy"), [*TUNED, *(pytest.param(*x, marks=pytest.mark.slow) for x in TUNED_SLOW if x not in TUNED)]
+)
+def test_a_strategy_tunes_as_one_process(
+    mode: str, strategy: str, starter: Ranks, text: dict[str, str], tmp_path: Path
+) -> None:
+    """With half of the objective from the model as it was, in packed documents."""
+    options = {
+        **text,
+        "tuning": {"mode": mode, "distill": 0.5},
+        "optimizer": {"learning_rate": 1e-2},
+        "packing": "document",
+    }
+    alone, *found = (
+        each
+        for name, ranks, batch in (("auto", 1, 4), (strategy, 2, 2))
+        for each in run(starter, tmp_path / name, name, ranks, batch, 1, **options)
+    )
+    start = alone["losses"][0]
+    assert min(alone["losses"]) < start
+    for each in found:
+        assert each["losses"] == pytest.approx(alone["losses"], abs=2e-5)
+        assert each["sink"] == pytest.approx(alone["sink"], abs=2e-5) == found[0]["sink"]
+        assert each["validation"] == pytest.approx(alone["validation"], abs=2e-5)
+        assert each["weights"] == pytest.approx(alone["weights"], rel=1e-5)

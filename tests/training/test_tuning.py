@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,9 @@ def test_only_what_the_mode_says_is_trained(mode: str, either: Path, prepared_fo
     assert torch.equal(weight[others], before[others]) and not torch.equal(weight[sink], before[sink])
     assert torch.equal(weight[sink], module.rows.parameter[0].detach())
     tied = module.model.get_output_embeddings().weight is weight
-    assert rows == {"model.embed_tokens.weight", "model.embed_tokens.sink_rows"} | ({"lm_head.weight"} if tied else set())
+    assert rows == {"model.embed_tokens.weight", "model.embed_tokens.sink_rows"} | (
+        {"lm_head.weight"} if tied else set()
+    )
     if mode == "lora":
         assert moved - rows == {name for name in start if ".lora_" in name}
         assert len(moved - rows) == 2 * 7 * 3  # A and B of seven matrices in three layers
@@ -214,14 +218,16 @@ def base_log_probabilities(folder: Path, text: Tensor) -> Tensor:
         return model(input_ids=text[None]).logits[0].log_softmax(-1)
 
 
-def expected_objective(module: SinkModule, folder: Path, data: dict[str, Tensor], share: float, front: list[int]) -> float:
+def expected_objective(
+    module: SinkModule, folder: Path, data: dict[str, Tensor], share: float, front: list[int]
+) -> float:
     """Written out, document by document: (1 - share) NLL + share KL(base || model)."""
     total = 0.0
     positions = data.get("position_ids", torch.arange(24).expand(3, -1))
     sinks = len(module.sink_ids)
     for ids, labels, places in zip(data["input_ids"], data["labels"], positions, strict=True):
         starts = [int(i) for i in (places == 0).nonzero().flatten()] + [len(ids)]
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in itertools.pairwise(starts):
             piece = ids[first:last]
             if (labels[first:last] == -100).all():
                 continue
@@ -258,7 +264,9 @@ def with_front(request: pytest.FixtureRequest, either: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize(("mode", "count"), [("sink_only", 1), ("sink_only", 2), ("lora", 1), ("embed", 1), ("full", 2)])
+@pytest.mark.parametrize(
+    ("mode", "count"), [("sink_only", 1), ("sink_only", 2), ("lora", 1), ("embed", 1), ("full", 2)]
+)
 def test_distillation_is_the_divergence_from_the_model_as_it_was(
     with_front: tuple[Path, list[int]], mode: str, count: int, documents: bool
 ) -> None:
@@ -278,9 +286,7 @@ def test_distillation_is_the_divergence_from_the_model_as_it_was(
     expected = expected_objective(module, folder, data, 0.7, front)
     assert float(objective) == pytest.approx(expected, rel=1e-4)
     divergence = module.divergence(objective, nll)
-    assert divergence is not None and float(divergence) == pytest.approx(
-        (expected - 0.3 * float(nll)) / 0.7, rel=1e-3
-    )
+    assert divergence is not None and float(divergence) == pytest.approx((expected - 0.3 * float(nll)) / 0.7, rel=1e-3)
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -337,8 +343,6 @@ def test_a_run_in_two_parts_is_a_run_in_one(mode: str, either: Path, prepared_fo
 
     whole = run(tmp_path / "whole", 6)
     # The first half of the same run, cut off: its checkpoint of step 3 was made by a schedule over 6 steps.
-    import shutil
-
     kept = tmp_path / "parts" / "kept"
     kept.mkdir(parents=True)
     shutil.copytree(tmp_path / "whole" / "kept" / "step-000000003", kept / "step-000000003")
@@ -452,3 +456,34 @@ def test_an_embedding_that_cannot_grow(part: str, model_folder: Path, monkeypatc
     monkeypatch.setattr(where, "load_model", quantized)
     kind = "Embedding" if part == "embedding" else "Linear"
     refused(f"its {kind} keeps the vocabulary as int8, quantized, and cannot grow", name=str(model_folder))
+
+
+def test_adapters_merged_or_kept(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    """PEFT itself reads what is kept."""
+    from peft import PeftModel
+
+    from sinktrain.export.export import export
+
+    module = make(model_folder, "lora")
+    fitted(module, prepared_folder, tmp_path, callbacks=[Checkpoints(str(tmp_path / "checkpoints"))])
+    ids = batch(module)["input_ids"]
+    with torch.no_grad():
+        expected = module.model.eval()(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(export(tmp_path / "checkpoints", tmp_path / "merged"))
+        kept = export(tmp_path / "checkpoints", tmp_path / "kept", adapters="keep")
+        base = AutoModelForCausalLM.from_pretrained(kept)
+        without = base(input_ids=ids).logits
+        peft = PeftModel.from_pretrained(base, kept / "adapter")
+        assert float((without - expected).abs().max()) > 1e-2
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(peft(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert 'PeftModel.from_pretrained(model, "kept/adapter")' in (kept / "README.md").read_text()
+
+
+def test_adapters_that_are_not_there_cannot_be_kept(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    from sinktrain.export.export import export
+
+    fitted(make(model_folder, "sink_only"), prepared_folder, tmp_path, callbacks=[Checkpoints(str(tmp_path / "c"))])
+    with pytest.raises(UserError, match="--adapters keep: the checkpoint was tuned in mode sink_only"):
+        export(tmp_path / "c", tmp_path / "model", adapters="keep")
+    assert not (tmp_path / "model").exists()
