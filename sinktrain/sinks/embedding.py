@@ -79,8 +79,8 @@ def _check(model: PreTrainedModel) -> None:
             if not isinstance(weight, DTensor) and getattr(weight, "ds_id", None) is None:
                 continue
             raise UserError(
-                "model.name: its embedding is spread over devices already, and cannot grow by a sink; load it whole, and let "
-                "configs/trainer/fsdp2.yaml spread it."
+                "model.name: its embedding is spread over devices already and cannot grow by a sink; load it whole: "
+                "configs/trainer/fsdp2.yaml spreads it."
             )
         kept = "in no matrix" if not isinstance(weight, Tensor) else f"as {str(weight.dtype).removeprefix('torch.')}"
         raise UserError(

@@ -37,7 +37,7 @@ from sinktrain.training.sharding import shard
 from sinktrain.training.step import CONSTANT, GlobalStep
 from sinktrain.training.teacher import Teacher
 from sinktrain.training.tuning import TuningConfig, free
-from sinktrain.training.zero import UndecayedParts, engine, fragments
+from sinktrain.training.zero import UndecayedParts, engine, fragments, write_back
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -235,7 +235,7 @@ class SinkModule(L.LightningModule):
         """Steps, and logs what the step was."""
         super().optimizer_step(*args, **kwargs)
         if self.rows is not None:
-            self.rows.write_back()
+            self.rows.write_back() if engine(self.trainer) is None else write_back(self.rows)
         for name, value in self._step.figures(self.trainer.optimizers[0]).items():
             self.log(name, value)
 

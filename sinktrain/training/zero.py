@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+    from sinktrain.sinks.rows import SinkRows
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,27 @@ def spread(optimizer: Any) -> None:
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+@torch.no_grad()
+def write_back(rows: SinkRows) -> None:
+    """`SinkRows.write_back` where stage 3 may have spread the embedding and the rows over the ranks; all call it."""
+    weight = rows.embedding.weight
+    if not hasattr(weight, "ds_id"):
+        rows.write_back()
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([rows.parameter]):
+        values = rows.parameter.detach().to(weight.dtype).clone()
+    part, width = weight.ds_tensor, values.shape[1]
+    start = torch.distributed.get_rank() * part.ds_numel
+    for index, row in zip(rows.ids, values, strict=True):
+        first, last = max(index * width, start), min((index + 1) * width, start + part.ds_numel)
+        if first < last:
+            part.data[first - start : last - start] = row[first - index * width : last - index * width]
+    if weight.shape == weight.ds_shape:  # gathered now, or always, if it is small
+        weight[rows.ids] = values
 
 
 class UndecayedParts:

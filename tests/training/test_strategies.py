@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,8 @@ def test_a_strategy_tunes_as_one_process(
     mode: str, strategy: str, starter: Ranks, text: dict[str, str], tmp_path: Path
 ) -> None:
     """With half of the objective from the model as it was, in packed documents."""
-    options = {
-        **text,
-        "tuning": {"mode": mode, "distill": 0.5},
-        "optimizer": {"learning_rate": 1e-2},
-        "packing": "document",
-    }
+    tuning = {"mode": mode, "distill": 0.5}
+    options = {**text, "tuning": tuning, "optimizer": {"learning_rate": 1e-2}, "packing": "document"}
     alone, *found = (
         each
         for name, ranks, batch in (("auto", 1, 4), (strategy, 2, 2))
