@@ -93,7 +93,7 @@ def test_nothing_is_compiled_again(
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="aot_eager", **options))
-    monkeypatch.setattr("sinktrain.training.loss._cache", [])
+    monkeypatch.setattr("sinktrain.training.chunked._cache", [])
     found = []
     for callbacks in ([], watchers()):
         steps = [compare_around_looks(each) for each in callbacks]
