@@ -71,11 +71,8 @@ def compare(options: argparse.Namespace, samples: int, length: int, checkpointin
     job = {"samples": samples, "length": length, "checkpointing": checkpointing, "precision": options.precision,
            "optimizer": options.optimizer, "accumulate": options.accumulate, "layers": options.layers,
            "model": options.model, "mode": options.mode}  # fmt: skip
-    # Blocks from 64 KiB on are mapped one by one, and unmapped when they are freed.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000",
-                   "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
     command = [sys.executable, __file__, "--measure", json.dumps(job)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -89,6 +86,13 @@ def compare(options: argparse.Namespace, samples: int, length: int, checkpointin
     cells = "".join(f"{part:>12.1f}" for part in [*parts, plan.total / MIB, found["peak"] / MIB])
     print(f"{samples:>7} {length:>6} {checkpointing!s:>13}{cells}{error:>+12.1%}", flush=True)
     return float(error)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that is measured."""
+    # Blocks from 64 KiB on are mapped one by one, and unmapped when they are freed.
+    return {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000",
+            "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
 
 
 def config_of(job: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +187,8 @@ def make_module(config: dict[str, Any], folder: str, job: dict[str, Any]) -> Any
     from sinktrain.base.models import model_from_config
 
     name = str(Path(folder) / f"model-{config['hidden_size']}")
-    model_from_config(config, MODELS[job["model"]][1]).save_pretrained(name)
+    # In bfloat16, as most models are stored: float32 weights would stay in the mapped file, the rows that grew twice.
+    model_from_config(config, MODELS[job["model"]][1]).bfloat16().save_pretrained(name)
     return SinkModule(name=name, tuning=TuningConfig(mode=job["mode"]), **options)  # type: ignore[call-arg]
 
 

@@ -161,6 +161,17 @@ def test_streams_that_cannot_be(
         streams.main(["--out", str(out)])
 
 
+def test_one_experiment_alone(
+    records: dict[str, dict[str, Any]], models: dict[str, Path], prepared_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "base.json").write_text(json.dumps(records["base"]))
+    more = ["--experiments", "places", "--against", str(tmp_path / "base.json")]
+    found = measured(models["sink_only"], prepared_folder, tmp_path / "out.json", *more)
+    assert found["spread"] == {"places": records["sink_only"]["spread"]["places"]}
+    assert found["against"]["places"] == records["sink_only"]["against"]["places"]
+    assert "first_tokens" not in found["against"]
+
+
 def test_texts_of_too_few_words(models: dict[str, Path]) -> None:
     text = torch.tensor([5, 6, 7] * 21)
     found = from_places(text, 3, 13, 8)  # every 21st token is a 5, so that the second and the third begin later

@@ -29,7 +29,7 @@ def against(record: dict[str, Any], other: dict[str, Any], name: str) -> dict[st
                 "measure both models with the same options."
             )
     found: dict[str, Any] = {"model": other["model"]["name"], "file": name}
-    for experiment in NAMES:
+    for experiment in [name for name in NAMES if name in record["streams"] and name in other["streams"]]:
         mine, theirs = ({_key(s): s["nll"] for s in each["streams"][experiment]} for each in (record, other))
         sample = [_key(s) for s in other["streams"][experiment] if not s["special"]]
         if set(mine) != set(theirs):
@@ -47,16 +47,17 @@ def show(record: dict[str, Any], worst: int) -> None:
     """Prints a record."""
     settings = record["settings"]
     say(f"{record['model']['name']}, cache {settings['cache']}, {record['counted']} tokens of each stream counted")
-    for name, words in NAMES.items():
-        found = record["spread"][name]
+    for name, found in record["spread"].items():
+        words = NAMES[name]
         say(f"{found['streams']} streams, {words}:")
         say(f"  PPL {found['ppl']:.3f}, from {found['lowest']:.3f} to {found['highest']:.3f}")
         low, high = found["sd_ppl_interval"]
         say(f"  standard deviation of PPL {found['sd_ppl']:.4f} ({low:.4f} to {high:.4f} with 95% confidence)")
         low, high = found["sd_interval"]
         say(f"  the same of ln PPL {found['sd']:.5f} ({low:.5f} to {high:.5f})")
-    streams = sorted(record["streams"]["first_tokens"], key=lambda stream: -stream["nll"])
-    say(f"  worst first tokens: {', '.join(map(_in_words, [s for s in streams if not s['special']][:worst]))}")
+    streams = sorted(record["streams"].get("first_tokens", []), key=lambda stream: -stream["nll"])
+    if streams:
+        say(f"  worst first tokens: {', '.join(map(_in_words, [s for s in streams if not s['special']][:worst]))}")
     if special := [stream for stream in streams if stream["special"]]:
         say(f"  special first tokens, worst first: {', '.join(map(_in_words, special))}")
     if "against" in record:
@@ -70,6 +71,8 @@ def _in_words(stream: dict[str, Any]) -> str:
 def _show_comparison(found: dict[str, Any]) -> None:
     say(f"against {found['model']}, stream by stream:")
     for name, words in NAMES.items():
+        if name not in found:
+            continue
         each = found[name]
         low, high = each["ratio_interval"]
         down, up = each["difference_interval"]
