@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -353,3 +355,12 @@ def test_text_from_a_file(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(some_text(900, seed=3))
     found = measured(models["base"], tmp_path / "a.txt", tmp_path / "out.json")
     assert found["text"]["tokens"] == PLACES * (TOKENS + 64)
+
+
+@pytest.mark.parametrize("arguments", [["compare.py", "nowhere", "there"], ["table.py", "--runs", "nowhere"],
+                                       ["streams.py", "--out", "nowhere"]])  # fmt: skip
+def test_a_mistake_is_one_sentence(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "recipes" / "smollm2" / arguments[0]), *arguments[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "nowhere" in done.stderr and done.stderr.count("\n") == 1
