@@ -24,6 +24,8 @@ from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens
+from sinktrain.streaming.spec import PositionRule
+from sinktrain.streaming.train import Banded, band_spec
 from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.guards import GuardConfig
 from sinktrain.training.loss import has_plain_head, logits_loss, next_token_loss
@@ -52,6 +54,10 @@ class SinkModule(L.LightningModule):
             (PaLM, arXiv 2204.02311, section 5, uses 1e-4); 0 for none. The logged losses are without it.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
         compile: fuse the inner model and the loss with `torch.compile`: faster steps after a minute of compilation.
+        band: train with what a streaming cache `x+y` lets the model see instead of full attention, at a cost that grows
+            with the length of a sample and not with its square; leave it out for full attention.
+        band_rule: the distance that a sink is seen at with `band`: `cache`, its distance in the cache, or `original`, in
+            the text.
         revision: of a hub model.
         trust_remote_code: run code that comes with a hub model; off unless you trust its author.
     """
@@ -68,6 +74,8 @@ class SinkModule(L.LightningModule):
         z_loss: float = 0.0,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        band: str | None = None,
+        band_rule: PositionRule = "cache",
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -90,7 +98,11 @@ class SinkModule(L.LightningModule):
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.sink_ids = add_sink_tokens(self.tokenizer, sink)
         fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
-        self.trained_length = trained_length(fields)
+        self.trained_length = self.longest_sample = trained_length(fields)
+        self.band = None if band is None else band_spec(band, len(self.sink_ids), self.trained_length, band_rule)
+        if self.band is not None and band_rule == "cache":
+            self.longest_sample = None  # no distance in it is longer than the cache
+        self.band_rule, self.banded = band_rule, None
         self.model: Any = None
         self.unmasked: str | None = None  # the attention to train with, where it is not the model's own
         self._step: Any = None  # a GlobalStep while training
@@ -125,7 +137,10 @@ class SinkModule(L.LightningModule):
         grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
         add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
-        self.unmasked = unmasked_attention(self.model)
+        if self.band is None:
+            self.unmasked = unmasked_attention(self.model)
+        else:
+            self.banded = Banded(self.model, self.band, self.band_rule)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
@@ -139,6 +154,8 @@ class SinkModule(L.LightningModule):
         return logits
 
     def _inputs(self, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+        if self.banded is not None:
+            return self.banded.inputs(input_ids, position_ids)
         # transformers tells documents apart by positions that restart only without a cache and a mask
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         if position_ids is not None and is_unmasked(self.model):
