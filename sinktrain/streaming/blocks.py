@@ -83,10 +83,10 @@ def band_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of query, key, value, extra and extra_value, from that of the output (B, H, T, D_v)."""
     scores, wide = Scores(scaling, softcap, slopes), total.dtype
-    d_query, d_extra = torch.empty_like(query), torch.empty_like(extra)
+    # All are contiguous, whatever the inputs are: that is what their shapes tell a compiler.
+    d_query, d_extra = query.new_empty(query.shape), extra.new_empty(extra.shape)
     # Each key is in several blocks: their parts are added up in at least float32.
-    d_key, d_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-    d_extra_value = torch.zeros_like(extra_value, dtype=wide)
+    d_key, d_value, d_extra_value = (x.new_zeros(x.shape, dtype=wide) for x in (key, value, extra_value))
     with torch.autocast(query.device.type, enabled=False):
         for rows, keys, bias in _blocks(query, key, recent, scores):
             above = gradient[:, :, rows].to(output.dtype)
@@ -175,8 +175,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Te
 def _(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, extra: Tensor, extra_value: Tensor, *rest: Any
 ) -> Any:
-    d_key, d_value, d_extra_value = (x.new_empty(x.shape) for x in (key, value, extra_value))
-    return torch.empty_like(query), d_key, d_value, torch.empty_like(extra), d_extra_value
+    return tuple(x.new_empty(x.shape) for x in (query, key, value, extra, extra_value))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -78,7 +78,7 @@ def unmasked_name(model: PreTrainedModel) -> str | None:
 
 
 class WithoutMasks(L.Callback):
-    """The attention of a `SinkModule` is its `unmasked` one during a fit, and its own again after it, or after a band."""
+    """The attention of a `SinkModule` is its `unmasked` one during a fit, its own again after it and after a band."""
 
     def __init__(self) -> None:
         self._own: str | None = None

@@ -56,8 +56,8 @@ class SinkModule(L.LightningModule):
         compile: fuse the inner model and the loss with `torch.compile`: faster steps after a minute of compilation.
         band: train with what a streaming cache `x+y` lets the model see instead of full attention, at a cost that grows
             with the length of a sample and not with its square; leave it out for full attention.
-        band_rule: the distance that a sink is seen at with `band`: `cache`, its distance in the cache, or `original`, in
-            the text.
+        band_rule: the distance that a sink is seen at with `band`: `cache`, its distance in the cache, or `original`,
+            that in the text.
         revision: of a hub model.
         trust_remote_code: run code that comes with a hub model; off unless you trust its author.
     """
@@ -102,7 +102,8 @@ class SinkModule(L.LightningModule):
         self.band = None if band is None else band_spec(band, len(self.sink_ids), self.trained_length, band_rule)
         if self.band is not None and band_rule == "cache":
             self.longest_sample = None  # no distance in it is longer than the cache
-        self.band_rule, self.banded = band_rule, None
+        self.band_rule: PositionRule = band_rule
+        self.banded: Banded | None = None
         self.model: Any = None
         self.unmasked: str | None = None  # the attention to train with, where it is not the model's own
         self._step: Any = None  # a GlobalStep while training

@@ -153,7 +153,8 @@ def test_autocast_is_bfloat16_inside(kind: str | None, small_blocks: None) -> No
 def test_the_operator_is_one_that_torch_takes(small_blocks: None) -> None:
     """Its schema, its shapes without data, its gradient under a compiler."""
     case = Case((1, 20), length=40)
-    query, key, value = (x.requires_grad_() for x in (case.inputs[name] for name in ("query", "key", "value")))
+    swapped = (case.inputs[name].transpose(1, 2).contiguous() for name in ("query", "key", "value"))
+    query, key, value = (x.transpose(1, 2).requires_grad_() for x in swapped)  # as a model has them
     extra = torch.randn(2, 4, 40, 1, dtype=torch.float64, requires_grad=True)
     for e in (0, 1):
         inputs = (query, key, value, extra[..., :e], value[:, :, :e], None, 20, case.scale, None)

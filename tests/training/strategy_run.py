@@ -97,7 +97,7 @@ def main(options: dict[str, Any]) -> None:
     optimizer = OptimizerConfig(**{"warmup_steps": 1, "learning_rate": 3e-3, **options.get("optimizer", {})})
     module = BadGradient(
         name=options["model"], optimizer=optimizer, sink=SinkConfig(**options.get("sink", {})), guard=GuardConfig(),
-        gradient_checkpointing=options.get("gradient_checkpointing", False),
+        gradient_checkpointing=options.get("gradient_checkpointing", False), band=options.get("band"),
     )  # fmt: skip
     module.bad_step = options.get("bad_step")
     data = SinkDataModule(
