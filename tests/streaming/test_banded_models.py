@@ -184,6 +184,7 @@ def test_others_look_at_the_model_meanwhile(name: str) -> None:
     banded = Banded(model, spec)
     before = nll(model, banded, tokens).detach()
     assert torch.equal(stream_nll(model, tokens, CacheSpec(0, 9)), expected)
+    assert torch.equal(nll(model, banded, tokens).detach(), before)
     if seen is not None:
         assert torch.equal(attention_columns(model, tokens, [0], check=True)[0].detach(), seen)
     with band_aside(model):
@@ -195,6 +196,17 @@ def test_others_look_at_the_model_meanwhile(name: str) -> None:
 def nll_of_own(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+def test_a_validation_in_inference_mode_may_come_first() -> None:
+    """What is kept for later samples must not be of that mode."""
+    model, tokens = make(FAMILIES["Llama"]), batch(60)
+    banded = Banded(model, CacheSpec(1, 17))
+    with torch.inference_mode():
+        before = nll(model, banded, tokens).clone()
+    found = nll(model, banded, tokens)
+    found.sum().backward()
+    assert torch.equal(found.detach(), before)
 
 
 def test_a_model_is_its_own_again_afterwards() -> None:

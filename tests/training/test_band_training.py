@@ -88,12 +88,12 @@ def test_training_and_validation_have_the_band_and_nothing_after_them(
     data = SinkDataModule(str(prepared_folder), sequence_length=600, batch_size=1)
     monitor = SinkMonitor(every_n_steps=2, sequences=2)
     fit = trainer(tmp_path, 4, limit_val_batches=1, val_check_interval=2, check_val_every_n_epoch=None,
-                  callbacks=[watch, monitor])  # fmt: skip
-    fit.fit(module, data)
-    assert watch.seen == [NAME] * 6
+                  num_sanity_val_steps=1, callbacks=[watch, monitor])  # fmt: skip
+    fit.fit(module, data)  # a validation, without gradients, is the first that needs angles
+    assert watch.seen == [NAME] * 7
     assert module.model.config._attn_implementation == "sdpa"
     fit.validate(module, data, verbose=False)
-    assert watch.seen == [NAME] * 7
+    assert watch.seen == [NAME] * 8
     assert module.model.config._attn_implementation == "sdpa"
     assert NAME not in str(module.model.config.to_dict())
 
