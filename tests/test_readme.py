@@ -72,6 +72,15 @@ def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) 
     assert float(re.search(r"tensor\((.*?)\)", done.stdout)[1]) > 1  # type: ignore[index]
 
 
+def test_training_as_it_streams(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
+    place, _ = commands_run
+    (block,) = (each for each in blocks("bash") if "--model.band" in each)
+    _, verb, *options = shlex.split(block.replace("\\\n", " ").replace("MODEL", str(model_folder)))
+    small = ["--trainer.max_steps", "3", "--model.optimizer.warmup_steps", "1", "--trainer.accelerator", "cpu"]
+    done = run(["-m", "sinktrain.cli", verb, *options, *small, "--trainer.limit_val_batches", "1"], place)
+    assert done.returncode == 0, done.stderr
+
+
 def test_training_from_scratch(tmp_path: Path) -> None:
     """Twelve steps of a model of 8 million parameters, with the sink that the README chose."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")

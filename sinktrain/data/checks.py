@@ -52,7 +52,7 @@ def _check_weights(sources: Mapping[str, float]) -> None:
 
 
 def check_layout(layout: Layout, trained_length: int | None) -> None:
-    """Refuses samples without room for text, for the model's sinks, or in the model.
+    """Refuses samples without room for text, for the model's sinks, or in the model of that `trained_length`.
 
     Raises:
         UserError: one of these.
@@ -66,6 +66,19 @@ def check_layout(layout: Layout, trained_length: int | None) -> None:
         raise UserError(
             f"--data.sequence_length {length}: is above the {trained_length} positions that the model was trained for; "
             f"use {trained_length} or less."
+        )
+
+
+def check_band(packing: Packing, band: object) -> None:
+    """Refuses packed documents for a model that is trained with the band of a cache, `band`, or None.
+
+    Raises:
+        UserError: there is a band.
+    """
+    if band is not None and packing == "document":
+        raise UserError(
+            f"--data.packing document: packs texts that do not see each other, which --model.band {band} cannot; use "
+            "--data.packing chunk, or leave --model.band out."
         )
 
 

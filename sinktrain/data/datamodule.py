@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.data.checks import (
+    check_band,
     check_batch,
     check_choice,
     check_layout,
@@ -36,7 +37,8 @@ class SinkDataModule(L.LightningDataModule):
     packing `document` also `position_ids` (B, T).
 
     The model (the LightningModule) says which sinks: it has `sink_ids` (list[int]), `tokenizer_fingerprint` (str) and
-    `trained_length` (int or None) from its construction on, and for `stream` also `tokenizer`. Its Trainer needs
+    `trained_length` (int or None) from its construction on, and for `stream` also `tokenizer`. One that is trained with
+    the band of a cache has `band` and `longest_sample` (int or None) besides. Its Trainer needs
     `use_distributed_sampler: false` when there are several processes, because the samples are shared out here, and
     `max_steps`, because they never end.
 
@@ -110,7 +112,8 @@ class SinkDataModule(L.LightningDataModule):
         sinks = tuple(module.sink_ids)
         reserve = len(sinks) if self.reserve_sinks is None else self.reserve_sinks
         self._layout = Layout(self.packing, self.sequence_length, sinks, reserve)
-        check_layout(self._layout, module.trained_length)
+        check_band(self.packing, getattr(module, "band", None))
+        check_layout(self._layout, getattr(module, "longest_sample", module.trained_length))
         check_trainer(trainer)
         self._set_accumulation(trainer)
         texts = open_texts(self.folders, self._option, module.tokenizer_fingerprint, self.check_files)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sinktrain.evaluation.subject import Subject, Text
-from sinktrain.sinks.observe import attention_columns
 from sinktrain.sinks.outlet import has_outlet
 from sinktrain.streaming.attach import attention_implementation
+from sinktrain.streaming.observe import attention_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from torch import Tensor
 from sinktrain.base.errors import at_least
 from sinktrain.evaluation.attention import THRESHOLD
 from sinktrain.monitoring.monitor import Monitor
-from sinktrain.sinks.observe import attention_columns
+from sinktrain.streaming.observe import attention_columns
 from sinktrain.training.held_out import fits, held_out, sequences
 from sinktrain.training.run_record import run_folder
 

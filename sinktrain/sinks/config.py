@@ -45,6 +45,8 @@ class SinkConfig:
                 raise UserError(f"sink.{option} {chosen}: unknown; choose one of {', '.join(get_args(known))}.")
         if self.kind == "token" and self.count < 1:
             raise UserError(f"sink.count {self.count}: kind `token` needs at least 1; use sink.kind none for no sink.")
+        if self.init == "attended" and self.kind != "token":
+            raise UserError("sink.init attended: is an option of kind `token`; leave it out.")
         if self.has_outlet and self.count != 1:
             raise UserError(f"sink.count {self.count}: kind `{self.kind}` has one outlet a head; leave it at 1.")
         if self.kind != "kv" and self.value != "learned":

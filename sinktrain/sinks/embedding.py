@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor
 
 from sinktrain.base.errors import UserError
 from sinktrain.sinks.config import SinkConfig
-from sinktrain.sinks.first_token import most_attended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +23,7 @@ def grow_embedding(
     vocabulary: int,
     sink_ids: list[int],
     config: SinkConfig,
-    bos_id: int | None = None,
+    copied: int | None = None,
     is_new: bool = False,
 ) -> None:
     """Makes room for the sinks in the input embedding and the head, tied or not, and fills the new rows, in place.
@@ -37,25 +36,18 @@ def grow_embedding(
         vocabulary: the tokenizer's size, sinks included.
         sink_ids: the rows of the sinks.
         config: says what the rows hold.
-        bos_id: the row to copy for `init: bos`.
+        copied: the row to copy, for `init: bos` and `init: attended`.
         is_new: the model is to be trained from scratch. It then gets as many rows with up to 64 sinks as without, so
             that models of several kinds differ in nothing else. A pretrained model without a sink stays as it is.
 
     Raises:
-        UserError: `init: bos` without a BOS token, `init: attended` for a new model, or an embedding that cannot grow.
+        UserError: `init: bos` without a BOS token, or an embedding that cannot grow.
     """
     if not sink_ids and not is_new:
         return
-    if config.init == "bos" and bos_id is None:
+    if config.init == "bos" and copied is None:
         raise UserError("sink.init bos: the model's tokenizer has no BOS token; use sink.init mean.")
-    if config.init == "attended" and is_new:
-        raise UserError(
-            "sink.init attended: a model without training attends to nothing; use sink.init mean or normal."
-        )
     _check(model)
-    copied = bos_id
-    if config.init == "attended":
-        copied = most_attended(model, min([_weight(model.get_input_embeddings()).shape[0], *sink_ids]), config.seed)
     old = _weight(model.get_input_embeddings()).shape[0]
     rows = -(-max(old + is_new * MULTIPLE, vocabulary) // MULTIPLE) * MULTIPLE
     model.resize_token_embeddings(rows, mean_resizing=False)

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from sinktrain.base.errors import UserError
 from sinktrain.streaming.attention import NAME, STREAM, stream_attention
 from sinktrain.streaming.cache import SinkCache
 from sinktrain.streaming.layer import SinkLayer
-from sinktrain.streaming.own_attention import own_attention_modules, unused_mask
+from sinktrain.streaming.own_attention import give_forward, own_attention_modules, unused_mask
 from sinktrain.streaming.positions import Positions, no_streaming_form
 from sinktrain.streaming.spec import CacheSpec, PositionRule
 
@@ -37,11 +37,13 @@ class Attachment:
         own: its attention modules that do not use transformers' interface.
         parameters: the names of its forward's parameters, in order.
         implementation: its own attention, while a forward uses that of the stream.
+        before: the forwards that `own` were given by others, as a band does (`train`), while they have the stream's.
     """
 
     own: list[tuple[nn.Module, Callable[..., Any]]]
     parameters: list[str]
     implementation: str | None = None
+    before: list[Any] = field(default_factory=list)
 
 
 @contextmanager
@@ -117,6 +119,7 @@ def _before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
         kwargs["position_ids"] = torch.zeros(1, length, dtype=torch.long, device=tokens.device)
     if attached.own:
         kwargs["attention_mask"] = unused_mask(module, batch, length)
+        attached.before = [vars(part).get("forward") for part, _ in attached.own]
         for part, forward in attached.own:
             part.forward = functools.partial(forward, part, functools.partial(stream_attention, stream=cache))
     attached.implementation = module.config._attn_implementation
@@ -142,8 +145,8 @@ def _restore(module: Any, attached: Attachment) -> None:
     module.config._attn_implementation = attached.implementation
     attached.implementation = None
     delattr(module.config.get_text_config(), STREAM)
-    for part, _ in attached.own:
-        vars(part).pop("forward", None)
+    for (part, _), before in zip(attached.own, attached.before, strict=True):
+        give_forward(part, before)
 
 
 @contextmanager

@@ -46,12 +46,13 @@ def fused_band(
         return found if slopes is None else found - slopes[h] * (ahead + i - j)
 
     plain = slopes is None and scores.softcap is None
-    output, more = _kernel(query.is_cuda)(
+    kernel: Any = flex_attention if torch.compiler.is_compiling() else _kernel(query.is_cuda)
+    output, more = kernel(
         query,
         keys,
         values,
         score_mod=None if plain else score,
-        block_mask=_blocks(query.shape[2], keys.shape[2], recent, query.device),
+        block_mask=_blocks(query.shape[2], keys.shape[2], recent, query.device, keys.requires_grad),
         scale=scores.scaling,
         enable_gqa=query.shape[1] != keys.shape[1],
         return_aux=AuxRequest(lse=True),
@@ -66,8 +67,16 @@ def _kernel(compiled: bool) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _blocks(length: int, total: int, recent: int | None, device: torch.device) -> BlockMask:
-    """Which blocks of keys a block of queries touches, and which of these lie wholly inside the band."""
+def _blocks(length: int, total: int, recent: int | None, device: torch.device, trained: bool = False) -> BlockMask:
+    """Which blocks of keys a block of queries touches, and which of these lie wholly inside the band.
+
+    Training needs it the other way round too: which blocks of queries a block of keys is touched by.
+    """
+    with torch.inference_mode(False):  # it is kept, and may be asked for in a validation first
+        return _made_blocks(length, total, recent, device, trained)
+
+
+def _made_blocks(length: int, total: int, recent: int | None, device: torch.device, trained: bool) -> BlockMask:
     ahead = total - length
     most = total if recent is None else recent
     first_query = ahead + BLOCK * torch.arange(-(-length // BLOCK), device=device)[:, None]
@@ -91,7 +100,7 @@ def _blocks(length: int, total: int, recent: int | None, device: torch.device) -
         BLOCK_SIZE=BLOCK,
         mask_mod=in_band,
         seq_lengths=(length, total),
-        compute_q_blocks=False,
+        compute_q_blocks=trained,
     )
 
 

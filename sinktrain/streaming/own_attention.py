@@ -57,6 +57,14 @@ def own_attention_modules(model: PreTrainedModel) -> list[tuple[nn.Module, Calla
     return [(m, _FORWARDS[type(m).__name__]) for m in model.modules() if type(m).__name__ in _FORWARDS]
 
 
+def give_forward(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Gives `module` a forward of its own; None for that of its class."""
+    if forward is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = forward
+
+
 def alibi_slopes(model: PreTrainedModel) -> Tensor | None:
     """ALiBi's slopes (H,), float64, as the model's own code makes them; None for a model without ALiBi."""
     config = model.config

@@ -106,6 +106,13 @@ def refuse_what_cannot_stream(model: PreTrainedModel) -> None:
         raise no_streaming_form(model, "some of its layers share their keys and values")
 
 
+def changes_with_length(model: PreTrainedModel) -> bool:
+    """Whether the frequencies of a rotation depend on how long the text is (scalings `dynamic` and `longrope`)."""
+    kinds: list[Any] = [getattr(module, "rope_type", "default") for module in model.modules()]
+    named = [name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])]
+    return any("dynamic" in name or name == "longrope" for name in named)
+
+
 def no_streaming_form(model: PreTrainedModel, why: str) -> UserError:
     """The error for a model that cannot stream."""
     return UserError(

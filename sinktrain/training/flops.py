@@ -28,8 +28,8 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     N counts every parameter that a position is multiplied with: all but the tables that are only looked up. So an input
     embedding is left out, unless it is tied to the head and serves as that too. L is the number of layers, d the width
     of all heads together, T the positions of a sample: attention counts in full, though half of it is masked, as usual,
-    and with packing `document` as if the row were one document. Recomputed activations do not count, nor do frozen
-    parameters count for less.
+    and with packing `document` as if the row were one document. With a band, T is the keys that a query sees at
+    most. Recomputed activations do not count, nor do frozen parameters count for less.
 
     Args:
         model: a causal language model of transformers.

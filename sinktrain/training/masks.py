@@ -78,7 +78,7 @@ def unmasked_name(model: PreTrainedModel) -> str | None:
 
 
 class WithoutMasks(L.Callback):
-    """The attention of a `SinkModule` is its `unmasked` one during a fit, and its own again after it."""
+    """The attention of a `SinkModule` is its `unmasked` one during a fit, its own again after it and after a band."""
 
     def __init__(self) -> None:
         self._own: str | None = None
@@ -93,6 +93,8 @@ class WithoutMasks(L.Callback):
         """Ends."""
         if self._own is not None:
             pl_module.model.config._attn_implementation, self._own = self._own, None
+        if pl_module.banded is not None:
+            pl_module.banded.end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Ends, since Lightning leaves `teardown` out."""

@@ -24,8 +24,11 @@ from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens, front_of, has_these_sinks
+from sinktrain.streaming.spec import PositionRule
+from sinktrain.streaming.train import Banded, band_spec
 from sinktrain.training.checkpoints import check_record, checkpoint_record, is_checkpoint
 from sinktrain.training.chunked import HeadRows, Wanted
+from sinktrain.training.first_token import most_attended
 from sinktrain.training.guards import GuardConfig
 from sinktrain.training.heads import has_plain_head
 from sinktrain.training.loss import logits_loss, next_token_loss
@@ -61,6 +64,10 @@ class SinkModule(L.LightningModule):
             (PaLM, arXiv 2204.02311, section 5, uses 1e-4); 0 for none. The logged losses are without it.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
         compile: fuse the inner model and the loss with `torch.compile`: faster steps after a minute of compilation.
+        band: train with what a streaming cache `x+y` lets the model see instead of full attention, at a cost that grows
+            with the length of a sample and not with its square; leave it out for full attention.
+        band_rule: the distance that a sink is seen at with `band`: `cache`, its distance in the cache, or `original`,
+            that in the text.
         revision: of a hub model.
         trust_remote_code: run code that comes with a hub model; off unless you trust its author.
     """
@@ -79,11 +86,13 @@ class SinkModule(L.LightningModule):
         z_loss: float = 0.0,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        band: str | None = None,
+        band_rule: PositionRule = "cache",
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check(name, config, tokenizer, tuning, dtype, z_loss)
+        _check(name, config, tokenizer, sink, tuning, dtype, z_loss)
         self.name, self.new_config, self.sink, self.optimizer, self.guard = name, config, sink, optimizer, guard
         self.tuning, self.dtype_of_weights = tuning, dtype
         self.seed, self.z_loss = seed, z_loss
@@ -100,7 +109,12 @@ class SinkModule(L.LightningModule):
         self.had_sinks = has_these_sinks(self.tokenizer, sink)
         self.sink_ids = self.front if self.had_sinks else add_sink_tokens(self.tokenizer, sink)
         fields = load_config(name, **self.hub) if name else SimpleNamespace(**(config or {}))
-        self.trained_length = trained_length(fields)
+        self.trained_length = self.longest_sample = trained_length(fields)
+        self.band = None if band is None else band_spec(band, len(self.sink_ids), self.trained_length, band_rule)
+        if self.band is not None and band_rule == "cache":
+            self.longest_sample = None  # no distance in it is longer than the cache
+        self.band_rule: PositionRule = band_rule
+        self.banded: Banded | None = None
         self.model: Any = None
         self.rows: Any = None  # the sinks' rows, where they are trained by themselves
         self.teacher: Teacher | None = None
@@ -135,11 +149,17 @@ class SinkModule(L.LightningModule):
             self.model = model_from_config(self.new_config or {}, size, self.seed)
         if not self.had_sinks:
             is_new = self.name is None
-            grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, self.bos_id, is_new)
+            copied = self.bos_id
+            if self.sink.init == "attended":
+                copied = most_attended(self.model, min(self.sink_ids), self.sink.seed)
+            grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, copied, is_new)
         add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
-        self.unmasked = unmasked_attention(self.model)
         self.rows = free(self.model, self.tuning, self.sink_ids)
+        if self.band is None:
+            self.unmasked = unmasked_attention(self.model)
+        else:
+            self.banded = Banded(self.model, self.band, self.band_rule)
         if self.tuning.distill:
             shared = self.tuning.keeps_weights
             before = self.model if shared else self._pretrained()
@@ -164,16 +184,21 @@ class SinkModule(L.LightningModule):
         logits: Tensor = self.model(**self._inputs(input_ids, position_ids)).logits
         return logits
 
-    def _inputs(self, input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+    def _inputs(self, input_ids: Tensor, position_ids: Tensor | None, dense: bool = False) -> dict[str, Any]:
+        if self.banded is not None and not dense:
+            return self.banded.inputs(input_ids, position_ids)
         # transformers tells documents apart by positions that restart only without a cache and a mask
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         if position_ids is not None and is_unmasked(self.model):
             inputs["attention_mask"] = document_mask(self.model, position_ids)
         return inputs
 
-    def _run(self, model: Any, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
-        """The last hidden states (B, T, D) of this model or its teacher; logits (B, T, V), where they are more."""
-        inputs = self._inputs(input_ids, position_ids)
+    def _run(self, model: Any, input_ids: Tensor, position_ids: Tensor | None, dense: bool = False) -> Tensor:
+        """The last hidden states (B, T, D) of this model or its teacher; logits (B, T, V), where they are more.
+
+        A teacher is `dense`: it sees all of a sample, also where the model is trained with a band.
+        """
+        inputs = self._inputs(input_ids, position_ids, dense)
         found: Tensor = model.base_model(**inputs).last_hidden_state if self.plain_head else model(**inputs).logits
         return found
 
@@ -301,6 +326,7 @@ def _check(
     name: str | None,
     config: dict[str, Any] | None,
     tokenizer: str | None,
+    sink: SinkConfig,
     tuning: TuningConfig,
     dtype: Dtype,
     z_loss: float,
@@ -312,6 +338,10 @@ def _check(
         raise UserError("model.tokenizer: a model from model.config needs one; name a folder or tokenizer.json.")
     if name is None and (tuning.mode != "full" or tuning.distill):
         raise UserError("model.tuning: is for a pretrained model; give model.name instead of model.config.")
+    if name is None and sink.init == "attended":
+        raise UserError(
+            "sink.init attended: a model without training attends to nothing; use sink.init mean or normal."
+        )
     if name is not None and is_checkpoint(name):
         raise UserError(
             f"model.name {name}: is a checkpoint of sinktrain; go on with it by --checkpoints.resume {name}, or "

@@ -7,19 +7,20 @@ BOS, if it has one, or nothing. Where nothing but the sink and adapters are trai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sinktrain.streaming.train import band_aside
 from sinktrain.training.adapters import without_adapters
 from sinktrain.training.chunked import Wanted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Run = Callable[[Any, Tensor, "Tensor | None"], Tensor]
-"""A model's answer (B, T, D or V) to token ids (B, T) and positions (B, T) or None."""
+Run = Callable[..., Tensor]
+"""A model's answer (B, T, D or V) to ids (B, T) and positions (B, T) or None; `dense`: all of a sample is in view."""
 
 
 class Teacher:
@@ -64,12 +65,12 @@ class Teacher:
             was_training = self.model.training
             self.model.eval()
             try:
-                with without_adapters(self.model):
-                    other = run(self.model, text, places)
+                with without_adapters(self.model), band_aside(self.model):
+                    other = run(self.model, text, places, dense=True)
             finally:
                 self.model.train(was_training)
         else:
-            other = run(self.model, text, places)
+            other = run(self.model, text, places, dense=True)
         if other.shape[1] < ids.shape[1]:  # it was not given the sinks at all
             missing = ids.shape[1] - other.shape[1]
             other = torch.cat((other.new_zeros(len(other), missing, other.shape[2]), other), dim=1)

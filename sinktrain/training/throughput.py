@@ -115,7 +115,10 @@ class Throughput(L.Callback):
             return  # in the middle of an optimizer step
         self._step = trainer.global_step
         if every and self._step % every == 0:
-            self._flops = self._flops or flops_per_token(pl_module.model, ids.shape[1])  # type: ignore[arg-type]
+            if not self._flops:
+                banded = getattr(pl_module, "banded", None)
+                length = ids.shape[1] if banded is None else banded.visible(ids.shape[1])
+                self._flops = flops_per_token(pl_module.model, length)  # type: ignore[arg-type]
             for name, value in self._lap(trainer).items():
                 pl_module.log(f"speed/{name}", value)
 

@@ -100,6 +100,7 @@ def main(options: dict[str, Any]) -> None:
         gradient_checkpointing=options.get("gradient_checkpointing", False),
         tuning=TuningConfig(**options.get("tuning", {})),
         dtype=options.get("dtype", "float32"),
+        band=options.get("band"),
     )  # fmt: skip
     module.bad_step = options.get("bad_step")
     data = SinkDataModule(

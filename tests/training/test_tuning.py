@@ -487,3 +487,28 @@ def test_adapters_that_are_not_there_cannot_be_kept(model_folder: Path, prepared
     with pytest.raises(UserError, match="--adapters keep: the checkpoint was tuned in mode sink_only"):
         export(tmp_path / "c", tmp_path / "model", adapters="keep")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("mode", ["sink_only", "full"])
+def test_a_band_is_held_to_what_the_model_said_of_the_whole_text(mode: str, either: Path) -> None:
+    """The model in training sees what a cache of 1+7 keeps; the model as it was sees everything."""
+    module = make(either, mode, distill=1.0, band="1+7")
+    module.configure_model()
+    module.eval()
+    data = batch(module)
+    ids = data["input_ids"]
+    with torch.no_grad():
+        objective = float(module.losses(data)[0])
+        own = module(ids).log_softmax(-1)
+        module.banded.end()  # type: ignore[union-attr]
+        whole = module.model(input_ids=ids).logits.log_softmax(-1)
+    expected = unbanded = 0.0
+    for row, banded, full in zip(ids, own, whole, strict=True):
+        base = base_log_probabilities(either, row[1:])[:-1]
+        for found in (banded, full):
+            divergence = float((base.exp() * (base - found[1:-1, : module.known])).sum())
+            expected, unbanded = (
+                (expected + divergence, unbanded) if found is banded else (expected, unbanded + divergence)
+            )
+    assert objective == pytest.approx(expected, rel=1e-4)
+    assert abs(unbanded - expected) > 0.01 * expected

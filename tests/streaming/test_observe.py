@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sinktrain.base.errors import UserError
-from sinktrain.sinks.observe import attention_columns
+from sinktrain.streaming.observe import attention_columns
 
 IDS = torch.randint(1, 97, (3, 20), generator=torch.Generator().manual_seed(3))
 SMALL = {

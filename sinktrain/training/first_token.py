@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sinktrain.base.errors import UserError
-from sinktrain.sinks.observe import attention_columns
+from sinktrain.streaming.observe import attention_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

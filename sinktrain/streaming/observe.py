@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from sinktrain.base.errors import UserError
 from sinktrain.sinks.outlet import outlet_logits, outlet_value, with_outlet
+from sinktrain.streaming.train import band_aside
 
 _NAME = "sinktrain_observer"
 _ALIKE = 1e-2
@@ -39,6 +40,13 @@ def attention_columns(
     Raises:
         UserError: the model does not attend through the interface of transformers, or not as this knows.
     """
+    with band_aside(model):
+        observer = _look(model, ids, positions, after, check)
+    outlets = torch.stack(observer.outlets, dim=1) if observer.outlets else None
+    return torch.stack(observer.columns, dim=1), outlets
+
+
+def _look(model: PreTrainedModel, ids: Tensor, positions: Sequence[int], after: int, check: bool) -> _Observer:
     observer = _Observer(positions, after)
     base = model.base_model
     with observer.at_work(model):
@@ -49,8 +57,7 @@ def attention_columns(
         own = base(input_ids=ids, use_cache=False).last_hidden_state
         if bool(own.isfinite().all()) and not bool((hidden - own).abs().max() <= _ALIKE * own.abs().max()):
             raise _not_seen(model)
-    outlets = torch.stack(observer.outlets, dim=1) if observer.outlets else None
-    return torch.stack(observer.columns, dim=1), outlets
+    return observer
 
 
 def _not_seen(model: PreTrainedModel) -> UserError:

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sinktrain.base.errors import UserError
-from sinktrain.sinks import SinkConfig, first_token
-from sinktrain.sinks.embedding import grow_embedding
+from sinktrain.sinks import SinkConfig
+from sinktrain.training import SinkModule, first_token
 
 VOCABULARY = 97
 
@@ -42,21 +42,23 @@ def test_the_most_attended_token_is_found(finalists: int, monkeypatch: pytest.Mo
     assert first_token.most_attended(model, VOCABULARY) == int(best[alpha.argmax()])
 
 
-def test_the_row_begins_as_a_copy_of_it(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    before = model.get_input_embeddings().weight.detach().clone()
-    token = first_token.most_attended(model, VOCABULARY)
-    grow_embedding(model, VOCABULARY + 1, [VOCABULARY], SinkConfig(init="attended"))
-    row = model.get_input_embeddings().weight[VOCABULARY].detach()
-    distance = (before - row).norm(dim=1)
-    assert int(distance.argmin()) == token and float(distance[token]) < 0.05 * float(before.std() * 32**0.5)
-    assert not model.training
+def test_the_row_begins_as_a_copy_of_it(model_folder: Path) -> None:
+    module = SinkModule(name=str(model_folder), sink=SinkConfig(init="attended"))
+    module.configure_model()
+    base = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    weight = base.get_input_embeddings().weight.detach()
+    token = first_token.most_attended(base, len(weight))
+    row = module.model.get_input_embeddings().weight[module.sink_ids[0]].detach()
+    distance = (weight - row).norm(dim=1)
+    assert int(distance.argmin()) == token and float(distance[token]) < 0.05 * float(weight.std() * 32**0.5)
 
 
-def test_where_it_cannot_be_found() -> None:
+def test_where_it_cannot_be_found(tokenizer_folder: Path) -> None:
     with pytest.raises(UserError, match="init attended: a model without training attends to nothing"):
-        grow_embedding(tiny_model("llama"), VOCABULARY + 1, [VOCABULARY], SinkConfig(init="attended"), is_new=True)
+        SinkModule(config={"model_type": "llama"}, tokenizer=str(tokenizer_folder), sink=SinkConfig(init="attended"))
+    with pytest.raises(UserError, match="init attended: is an option of kind `token`"):
+        SinkConfig(kind="zero", init="attended")
     config = AutoConfig.for_model("bloom", vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
     bloom = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="cannot see the attention of bloom; use sink"):
-        grow_embedding(bloom, VOCABULARY + 1, [VOCABULARY], SinkConfig(init="attended"))
+        first_token.most_attended(bloom, VOCABULARY)
