@@ -88,7 +88,7 @@ def test_rows(tied: bool, init: str) -> None:
     model = tiny_model("llama", tie_word_embeddings=tied, vocab_size=100)
     old = model.get_input_embeddings().weight.detach().clone()
     old_head = model.get_output_embeddings().weight.detach().clone()
-    grow_embedding(model, 102, [100, 101], SinkConfig(count=2, init=init), bos_id=5)  # type: ignore[arg-type]
+    grow_embedding(model, 102, [100, 101], SinkConfig(count=2, init=init), copied=5)  # type: ignore[arg-type]
     new, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (new is head) == tied
     new, head = new.detach(), head.detach()
@@ -114,7 +114,7 @@ def test_room_that_is_there_already_is_used() -> None:
 
 def test_bos_row_without_bos_is_refused() -> None:
     with pytest.raises(UserError, match=r"sink\.init bos"):
-        grow_embedding(tiny_model("llama"), 98, [97], SinkConfig(init="bos"), bos_id=None)
+        grow_embedding(tiny_model("llama"), 98, [97], SinkConfig(init="bos"), copied=None)
 
 
 def test_the_sink_is_never_generated(tokenizer: PreTrainedTokenizerFast) -> None:
