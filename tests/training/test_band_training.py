@@ -127,7 +127,7 @@ def test_compilation_changes_no_loss(
         return real(function, backend="aot_eager", fullgraph=True, **options)
 
     monkeypatch.setattr(torch, "compile", quick)
-    monkeypatch.setattr("sinktrain.training.loss._cache", [])
+    monkeypatch.setattr("sinktrain.training.chunked._cache", [])
     found = losses(
         tokenizer_folder, prepared_folder, tmp_path, sink=sink, compile=True, gradient_checkpointing=checkpointing
     )
