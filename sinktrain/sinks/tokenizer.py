@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinktrain.base.errors import UserError
+from sinktrain.sinks.chat_template import put_sinks_first
 from sinktrain.sinks.config import SinkConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
 
     The first becomes `bos_token`. `tokenizer("text")` then begins with the sinks, exactly once: with the
     `TemplateProcessing` post-processor, which goes into `tokenizer.json`, so that no engine needs code of ours. A BOS
-    or EOS that the old post-processor put around a text is dropped, since training samples do not have it.
+    or EOS that the old post-processor put around a text is dropped, since training samples do not have it. The chat
+    template, if there is one, prints the sinks and then what it printed before, the model's own BOS too.
 
     Raises:
         UserError: the tokenizer holds a sink already, has no room for one, or is not backed by `tokenizers`.
@@ -41,7 +43,7 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
             f"model.tokenizer: {type(tokenizer).__name__} has no room for a token that stands in front of every text; "
             "use a tokenizer with a tokenizer.json."
         )
-    before = len(tokenizer)
+    before, bos = len(tokenizer), tokenizer.bos_token
     others = [*_extra_tokens(tokenizer), *config.tokens[1:]]
     tokenizer.add_special_tokens({"bos_token": config.tokens[0], "additional_special_tokens": others})
     ids = [tokenizer.get_vocab().get(token, -1) for token in config.tokens]
@@ -50,6 +52,7 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
             f"model.tokenizer: has no room for {config.tokens[-1]}; use a tokenizer that takes new vocabulary entries."
         )
     _put_in_front(tokenizer, config.tokens, ids)
+    put_sinks_first(tokenizer, config.tokens, None if bos is None else str(bos))
     return ids
 
 
