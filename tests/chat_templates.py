@@ -20,7 +20,8 @@ LLAMA2 = (
     "{% else %}{% set told = messages %}{% set system = '' %}{% endif %}"
     "{% for m in told %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Roles must alternate user/assistant.') }}{% endif %}"
-    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m['content'] + ' [/INST]' }}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' }}{{ system if loop.first else '' }}"
+    "{{ m['content'] + ' [/INST]' }}"
     "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 
@@ -60,7 +61,9 @@ TEMPLATES = {"chatml": CHATML, "llama2": LLAMA2, "llama3": LLAMA3, "generation":
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>"]
 
 
-def chat_tokenizer(folder: Path, template: str | dict[str, str] | None, bos: str | None = "<s>") -> PreTrainedTokenizerFast:
+def chat_tokenizer(
+    folder: Path, template: str | dict[str, str] | None, bos: str | None = "<s>"
+) -> PreTrainedTokenizerFast:
     """The tokenizer in `folder` with a BOS, the special tokens of all templates, and one template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     roles = {} if bos is None else {"bos_token": bos}

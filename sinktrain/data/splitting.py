@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.base.terminal import progress
-from sinktrain.data.prepared import SPLITS, Tokens, open_tokens
+from sinktrain.data.conversation_tokens import encode_conversations
+from sinktrain.data.conversations import Rendered, Template
+from sinktrain.data.prepared import SPLITS, Tokens, open_tokens, trained_file
 from sinktrain.data.shards import Entry, Shards, records
 from sinktrain.data.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_Piece: TypeAlias = tuple[NDArray[Tokens], NDArray[np.uint8] | None, bool]
+"""Tokens of a document, which of them are trained on, and whether the document ends with them."""
 _TOLD = 64  # documents after which the progress bar moves: drawing it costs as much as a short document
 
 
@@ -28,8 +33,11 @@ def tokenize(
     shards: Shards,
     dtype: np.dtype[Tokens],
     total: int | None = None,
+    template: Template | None = None,
 ) -> None:
     """Writes the tokens of all texts, each text followed by the tokenizer's end of text, if it has one.
+
+    With a template, texts are conversations, and their tokens are what the template makes of them, and nothing more.
 
     Args:
         texts: the documents that are not in `shards` yet.
@@ -37,26 +45,54 @@ def tokenize(
         shards: takes the tokens as they come.
         dtype: of a token in the files.
         total: the number of documents for the progress bar, if it is known.
+        template: of conversations.
     """
     begun: deque[Entry] = deque()  # documents that `encode` has taken and not given back yet
+    pieces = (
+        _pieces_of_texts(texts, tokenizer, dtype, begun)
+        if template is None
+        else _pieces_of_conversations(texts, template, dtype, begun)
+    )
+    ended = 0
+    with progress("tokenizing documents", total) as advance:
+        advance(sum(shards.done.documents))
+        for ids, trained, is_last in pieces:
+            shards.write(ids, begun[0], trained)
+            if is_last:
+                shards.close_document(begun.popleft())
+                ended += 1
+                if ended % _TOLD == 0:
+                    advance(_TOLD)
 
+
+def _pieces_of_texts(
+    texts: Iterable[tuple[str, Entry]],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: np.dtype[Tokens],
+    begun: deque[Entry],
+) -> Iterator[_Piece]:
     def noted() -> Iterator[str]:
         for text, entry in texts:
             begun.append(entry)
             yield text
 
     end = np.array([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id], dtype=dtype)
-    ended = 0
-    with progress("tokenizing documents", total) as advance:
-        advance(sum(shards.done.documents))
-        for ids, is_last in encode(tokenizer, noted(), dtype):
-            shards.write(ids, begun[0])
-            if is_last:
-                shards.write(end, begun[0])
-                shards.close_document(begun.popleft())
-                ended += 1
-                if ended % _TOLD == 0:
-                    advance(_TOLD)
+    for ids, is_last in encode(tokenizer, noted(), dtype):
+        yield np.concatenate([ids, end]) if is_last else ids, None, is_last
+
+
+def _pieces_of_conversations(
+    texts: Iterable[tuple[str, Entry]], template: Template, dtype: np.dtype[Tokens], begun: deque[Entry]
+) -> Iterator[_Piece]:
+    def rendered() -> Iterator[Rendered]:
+        for text, entry in texts:
+            found = template.render(json.loads(text), entry.rows)
+            size = len(found.text.encode())
+            begun.append(entry._replace(characters=len(found.text), bytes=size))
+            yield found
+
+    for ids, trained in encode_conversations(template.backend, rendered(), dtype):
+        yield ids, trained, True
 
 
 def document_hash(text: str | bytes, seed: int) -> int:
@@ -102,7 +138,7 @@ def deal(folder: Path, notes: Path, dtype: np.dtype[Tokens], fraction: float) ->
     """Deals the documents again where all of them are on one side: a few documents, or copies of a few.
 
     Args:
-        folder: of `train.bin` and `validation.bin`, one of which is empty.
+        folder: of `train.bin` and `validation.bin`, one of which is empty, and what belongs to them.
         notes: the file of records, which is written anew.
         dtype: of a token.
         fraction: of the documents, for validation.
@@ -114,18 +150,23 @@ def deal(folder: Path, notes: Path, dtype: np.dtype[Tokens], fraction: float) ->
     validation = held_out(found["hash"], fraction)
     if validation.all() or not validation.any():
         return False
-    whole = folder / "all.bin"
-    (folder / f"{SPLITS[int(found['validation'][0])]}.bin").replace(whole)
-    tokens = open_tokens(whole, dtype)
+    side = int(found["validation"][0])
     ends = np.cumsum(found["tokens"])
     starts = ends - found["tokens"]
-    for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
-        with (folder / f"{split}.bin").open("wb") as file:
-            for number in np.flatnonzero(chosen):
-                tokens[starts[number] : ends[number]].tofile(file)
+    kinds: list[tuple[list[str], np.dtype[Any]]] = [([f"{split}.bin" for split in SPLITS], dtype)]
+    if (folder / trained_file(SPLITS[side])).exists():
+        kinds.append(([trained_file(split) for split in SPLITS], np.dtype("u1")))
+    for names, kind in kinds:
+        whole = folder / "all.bin"
+        (folder / names[side]).replace(whole)
+        values = open_tokens(whole, kind)
+        for name, chosen in zip(names, (~validation, validation), strict=True):
+            with (folder / name).open("wb") as file:
+                for number in np.flatnonzero(chosen):
+                    values[starts[number] : ends[number]].tofile(file)
+        whole.unlink()
     found["validation"] = validation
     found.tofile(notes)
-    whole.unlink()
     return True
 
 
@@ -137,7 +178,7 @@ def describe(folder: Path, notes: Path) -> dict[str, dict[str, int]]:
         notes: the file of records.
 
     Returns:
-        For each split the number of documents, tokens, characters and bytes.
+        For each split the number of documents, tokens, characters and bytes, and of a chat the tokens trained on.
     """
     kinds = ("documents", "tokens", "characters", "bytes")
     counts: dict[str, dict[str, int]] = {split: dict.fromkeys(kinds, 0) for split in SPLITS}
@@ -150,6 +191,8 @@ def describe(folder: Path, notes: Path) -> dict[str, dict[str, int]]:
     for side, split in enumerate(SPLITS):
         lengths = (block["tokens"][block["validation"] == side] for block in records(notes))
         _write_starts(folder / f"{split}.documents.npy", lengths, counts[split]["documents"])
+        if (path := folder / trained_file(split)).exists():
+            counts[split]["trained"] = int(open_tokens(path, np.dtype("u1")).sum(dtype=np.int64))
     return counts
 
 

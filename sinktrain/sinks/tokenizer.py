@@ -12,6 +12,7 @@ from sinktrain.sinks.chat_template import put_sinks_first
 from sinktrain.sinks.config import SinkConfig
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _SINK = re.compile(r"<sink(?:_(\d+))?>")
@@ -19,8 +20,12 @@ _SINK = re.compile(r"<sink(?:_(\d+))?>")
 
 def sink_ids_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of the sink tokens that `tokenizer` holds, in their order; empty when it holds none."""
-    found = [(int(match[1] or 0), index) for token, index in _sinks(tokenizer) if (match := _SINK.fullmatch(token))]
-    return [index for _, index in sorted(found)]
+    return [index for _, index in _sinks(tokenizer)]
+
+
+def sink_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The sink tokens that `tokenizer` holds, as they are written, in their order; empty when it holds none."""
+    return [token for token, _ in _sinks(tokenizer)]
 
 
 def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> list[int]:
@@ -68,8 +73,28 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True}, indent=2) + "\n")
 
 
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The tokenizer as it was before it got sinks: in a text, `<sink>` is four or five characters and no sink.
+
+    It adds nothing to a text, and there is none where the tokenizer is not backed by `tokenizers`.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    parts = json.loads(backend.to_str())
+    sinks = set(sink_ids_of(tokenizer))
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] not in sinks]
+    parts.update(post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(parts))
+
+
 def _sinks(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
-    return [(token, index) for token, index in tokenizer.get_vocab().items() if _SINK.fullmatch(token)]
+    """Each sink token with its id, in the order of their numbers."""
+    vocabulary = tokenizer.get_vocab().items()
+    found = [(int(match[1] or 0), *item) for item in vocabulary if (match := _SINK.fullmatch(item[0]))]
+    return [(token, index) for _, token, index in sorted(found)]
 
 
 def _extra_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
