@@ -23,8 +23,8 @@ def encode_conversations(
 ) -> Iterator[tuple[NDArray[Tokens], NDArray[np.uint8]]]:
     """The tokens (n,) of each conversation, and (n,) 1 where one is trained on, 0 elsewhere.
 
-    A token is trained on if it begins in a span: what a template and a reply spell together, as two line breaks are
-    often one token, the template has begun.
+    A token is trained on if it holds any of a span: after `Assistant: `, the reply's first word may have the space in
+    its token.
 
     Args:
         backend: that of a `Template`.
@@ -36,10 +36,12 @@ def encode_conversations(
         made = []
         encoded = backend.encode_batch([each.text for each in batch], add_special_tokens=False)
         for conversation, found in zip(batch, encoded, strict=True):
-            begins = np.fromiter((start for start, _ in found.offsets), np.int64, len(found))
+            places = np.array(found.offsets, dtype=np.int64).reshape(-1, 2)
+            firsts, lasts = places[:, 0], np.maximum(places[:, 0], places[:, 1] - 1)
             edges = np.array(conversation.spans, dtype=np.int64).ravel()
-            inside = np.searchsorted(edges, begins, side="right") % 2
-            made.append((np.fromiter(found.ids, dtype, len(found)), inside.astype(np.uint8)))
+            before, until = (np.searchsorted(edges, each, side="right") for each in (firsts, lasts))
+            held = (before % 2 == 1) | (before != until)
+            made.append((np.fromiter(found.ids, dtype, len(found)), held.astype(np.uint8)))
         return made
 
     for made in in_background(_batches(conversations), work):

@@ -20,7 +20,7 @@ Messages = list[dict[str, Any]]
 
 
 class Rendered(NamedTuple):
-    """The text of a conversation, and the parts of it that are trained on: disjoint spans [start, end), ascending."""
+    """The text of a conversation, and what of it is trained on: spans [start, end), disjoint, ascending, none empty."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -129,7 +129,7 @@ class Template:
                 f"{OPTION} {self._rows}: row {row:,}: the chat template refuses the conversation ({reason}); correct "
                 "the row, or use another template."
             ) from error
-        return Rendered(text, spans)
+        return Rendered(text, _ascending(spans))
 
     def _text(self, messages: Messages, asks: bool = False) -> str:
         """Up to the last message; if it `asks`, up to where the assistant's reply to it begins."""
@@ -168,12 +168,12 @@ class Template:
 
 
 def _ascending(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Without those inside others: a block may stand in another."""
+    """Without empty ones and those inside others: a block may stand in another."""
     kept: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if kept and start < kept[-1][1]:
             kept[-1] = (kept[-1][0], max(end, kept[-1][1]))
-        else:
+        elif start < end:
             kept.append((start, end))
     return kept
 

@@ -98,7 +98,8 @@ def parts_of(row: dict[str, NDArray[np.int64]], tokenizer: PreTrainedTokenizerBa
             spelled = str(tokenizer.decode(told, clean_up_tokenization_spaces=False))
             yield Part(_visible(spelled[len(said) :]), "trained" if trained[run[0]] else "context")
             said = spelled
-        yield Part("\n", "context")
+        if not said.endswith("\n"):
+            yield Part("\n", "context")
 
 
 def in_brackets(parts: list[Part]) -> str:

@@ -10,12 +10,12 @@ import pytest
 from chat_templates import CHATML, TEMPLATES, chat_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sinktrain.base.errors import UserError
 from sinktrain.data.conversation_tokens import encode_conversations
-from sinktrain.data.conversations import Messages, Template, as_conversation
+from sinktrain.data.conversations import Messages, Rendered, Template, as_conversation
 from sinktrain.data.readers import Place
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.tokenizer import add_sink_tokens
@@ -155,6 +155,24 @@ def test_offsets_of_a_sentencepiece_like_tokenizer() -> None:
     )
 
 
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=20),
+    st.lists(st.integers(0, 6), max_size=8),
+)
+def test_tokens_that_hold_any_of_a_span(sizes: list[int], gaps: list[int]) -> None:
+    """Against looking at every character."""
+    text = "".join(chr(97 + number) * size for number, size in enumerate(sizes))
+    backend = Tokenizer(models.WordLevel({chr(97 + n) * size: n for n, size in enumerate(sizes)}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"(.)\1*"), "isolated")
+    edges = [min(edge, len(text)) for edge in np.cumsum(gaps).tolist()]
+    spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=False) if a < b]
+    ((ids, trained),) = encode_conversations(backend, [Rendered(text, spans)], np.dtype("<u2"))
+    flags = [any(a <= place < b for a, b in spans) for place in range(len(text))]
+    ends = np.cumsum(sizes)
+    expected = [any(flags[end - size : end]) for size, end in zip(sizes, ends.tolist(), strict=True)]
+    assert ids.tolist() == list(range(len(sizes))) and trained.astype(bool).tolist() == expected
+
+
 def test_offsets_are_not_those_that_a_post_processor_trims(tokenizer_folder: Path) -> None:
     tokenizer = chat_tokenizer(tokenizer_folder, CHATML)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
@@ -163,7 +181,7 @@ def test_offsets_are_not_those_that_a_post_processor_trims(tokenizer_folder: Pat
     assert runs(tokenizer, *tokens_of(template, messages)) == ["  the cat   <|im_end|>"]
 
 
-def test_what_a_template_and_a_reply_spell_together_is_not_trained_on() -> None:
+def test_what_a_template_and_a_reply_spell_together_is_trained_on() -> None:
     backend = Tokenizer(models.BPE(vocab={"Ċ": 0, "ĊĊ": 1, "a": 2, ":": 3}, merges=[("Ċ", "Ċ")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -171,7 +189,7 @@ def test_what_a_template_and_a_reply_spell_together_is_not_trained_on() -> None:
         "{% for m in messages %}{{ ':\n' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ ':\n' }}{% endif %}"
     )
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\na"}]
-    assert tokens_of(Template(tokenizer, "small", "x"), messages) == ([3, 0, 2, 3, 1, 2], [0, 0, 0, 0, 0, 1])
+    assert tokens_of(Template(tokenizer, "small", "x"), messages) == ([3, 0, 2, 3, 1, 2], [0, 0, 0, 0, 1, 1])
 
 
 @pytest.mark.parametrize(
