@@ -414,7 +414,8 @@ def test_samples_that_are_shown_are_those_of_a_run(
             ids[: int((ids != 0).nonzero()[-1]) + 1].tolist(), clean_up_tokenization_spaces=False
         )
         unmarked = lines.replace("⟦", "").replace("⟧", "").split("(")[0]
-        assert unmarked.replace("\n<sink>", "<sink>").rstrip("\n") == told.rstrip("\n") and "<|im_end|>" in told
+        lines_of = [text.rstrip("\n").replace("\n<sink>", "<sink>") for text in (unmarked, told)]
+        assert lines_of[0] == lines_of[1] and "<|im_end|>" in told
         spoken = [part.split("⟧")[0] for part in lines.split("⟦")[1:]]
         trained = labels[labels != IGNORED].tolist()
         assert "".join(spoken) == plain.decode(trained, clean_up_tokenization_spaces=False)
