@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sinktrain import __version__
 from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
+from sinktrain.data.dealing import describe
 from sinktrain.data.prepared import CHAT_SCHEMA, MANIFEST, SCHEMA, SPLITS, PreparedText, sha256
-from sinktrain.data.splitting import describe
 from sinktrain.data.work import Work
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from sinktrain.base.errors import UserError
 from sinktrain.base.folders import Draft
 from sinktrain.base.terminal import say
 from sinktrain.data.conversations import Template
+from sinktrain.data.dealing import deal
 from sinktrain.data.journal import Done, Journal
 from sinktrain.data.prepared import Tokens
 from sinktrain.data.shards import Shards, records
-from sinktrain.data.splitting import deal, tokenize
+from sinktrain.data.splitting import tokenize
 from sinktrain.data.texts import Texts
 
 if TYPE_CHECKING:
