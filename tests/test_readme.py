@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from family_models import FAMILIES, REFUSED
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +29,12 @@ SMALL = {
 def blocks(language: str) -> list[str]:
     """The fenced blocks in `language` below a `tested` comment."""
     return re.findall(rf"<!-- tested[^>]*-->\n```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def block_with(words: str) -> str:
+    """The only tested block of commands that has these words."""
+    (found,) = (each for each in blocks("bash") if words in each)
+    return found.replace("\\\n", " ")
 
 
 def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -74,17 +82,29 @@ def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) 
 
 def test_training_as_it_streams(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
     place, _ = commands_run
-    (block,) = (each for each in blocks("bash") if "--model.band" in each)
-    _, verb, *options = shlex.split(block.replace("\\\n", " ").replace("MODEL", str(model_folder)))
+    _, verb, *options = shlex.split(block_with("--model.band").replace("MODEL", str(model_folder)))
     small = ["--trainer.max_steps", "3", "--model.optimizer.warmup_steps", "1", "--trainer.accelerator", "cpu"]
     done = run(["-m", "sinktrain.cli", verb, *options, *small, "--trainer.limit_val_batches", "1"], place)
     assert done.returncode == 0, done.stderr
 
 
+def test_a_sink_for_a_pretrained_model(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
+    """Each mode of tuning that the README shows, on the text that its first commands prepared."""
+    place, _ = commands_run
+    lines = block_with("--model.tuning.mode").strip().splitlines()
+    for line in lines:
+        _, verb, *options = shlex.split(line.replace("MODEL", str(model_folder)))
+        few = ["--trainer.default_root_dir", "tuned", "--base_quality.tokens", "100", "--base_quality.size", "16"]
+        done = run(["-m", "sinktrain.cli", verb, *options, *SMALL["fit"], *few], place)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert "trained 12 steps" in done.stdout and "PPL on stdlib, dense: " in done.stdout
+    assert len(lines) >= 2
+
+
 def test_training_from_scratch(tmp_path: Path) -> None:
     """Twelve steps of a model of 8 million parameters, with the sink that the README chose."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for line in blocks("bash")[1].replace("\\\n", " ").strip().splitlines():
+    for line in block_with("--train_tokenizer").strip().splitlines():
         _, verb, *options = shlex.split(line)
         few = ["--data.global_batch_tokens", "256"] if verb == "fit" else []
         done = run(["-m", "sinktrain.cli", verb, *options, *SMALL[verb], *few], tmp_path)
@@ -92,7 +112,42 @@ def test_training_from_scratch(tmp_path: Path) -> None:
     assert "trained 12 steps" in done.stdout
 
 
-# For the README's third block of commands, which a shell runs: what makes them small, before their own options.
+def with_template(model_folder: Path, folder: Path) -> Path:
+    """A copy of the model that chats."""
+    shutil.copytree(model_folder, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return folder
+
+
+def test_chat_models(model_folder: Path, tmp_path: Path) -> None:
+    """Twelve steps on conversations; the folder that comes out chats, with the sink in its template."""
+    folder = with_template(model_folder, tmp_path / "model")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    talks = [
+        [{"role": "user", "content": f"the cat {'sat ' * (i % 7)}"}, {"role": "assistant", "content": f"on a mat {i}"}]
+        for i in range(60)
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    said = []
+    for line in block_with("--chat true").strip().splitlines():
+        _, verb, *options = shlex.split(line.replace("MODEL", str(folder)))
+        done = run(["-m", "sinktrain.cli", verb, *options, *SMALL[verb]], tmp_path)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        said.append(done.stdout)
+    assert said[0].count("--- sample") == 3 and "<sink>user: the cat" in said[0] and "assistant:⟦ on a mat" in said[0]
+    assert "trained 12 steps" in said[1]
+    (checkpoint,) = tmp_path.glob("lightning_logs/*/checkpoints/step-*")
+    done = run(["-m", "sinktrain.cli", "export", "--checkpoint", str(checkpoint), "--out", "out"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.apply_chat_template(talks[0], return_dict=False)
+    assert tokenizer.decode(ids).startswith("<sink>user: the cat") and ids.count(ids[0]) == 1
+
+
+# For the README's commands that a shell runs: what makes them small, before their own options.
 IN_A_TERMINAL = {
     "generate": "--max_tokens 8",
     "chat": "--max_tokens 8",
@@ -101,14 +156,9 @@ IN_A_TERMINAL = {
 
 
 def test_the_commands_in_a_terminal(model_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(model_folder, folder)
-    (folder / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
+    folder = with_template(model_folder, tmp_path / "model")
     (tmp_path / "start.txt").write_text("the cat sat")
-    block = blocks("bash")[2]
+    block = block_with("bench stream")
     for line in block.strip().splitlines():
         verb = next(verb for verb in IN_A_TERMINAL if f"sinktrain {verb} " in line)
         command = line.split("  #")[0].replace("MODEL", str(folder))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sinktrain.base.errors import UserError
 from sinktrain.data.mixture import thousandths
 from sinktrain.data.packing import Layout, Packing
-from sinktrain.data.prepared import PreparedText
+from sinktrain.data.prepared import PreparedText, files_of
 from sinktrain.data.streamed_text import HubStream
 
 if TYPE_CHECKING:
@@ -119,14 +119,37 @@ def check_batch(samples: int, needed: int, name: str) -> None:
 
 def order_of(texts: Sequence[PreparedText], layout: Layout, seed: int) -> dict[str, Any]:
     """What decides which sample is the s-th, as plain values, for a checkpoint."""
-    files = [text.manifest["files"] for text in texts]
     return {
         "sequence_length": layout.length,
         "packing": layout.packing,
         "reserve_sinks": layout.reserve,
         "seed": seed,
-        "text": [[each[name]["sha256"] for name in ("train.bin", "train.documents.npy")] for each in files],
+        "text": [
+            [text.manifest["files"][name]["sha256"] for name in files_of("train", text.is_chat)] for text in texts
+        ],
     }
+
+
+def check_chats(texts: Sequence[PreparedText], layout: Layout, option: str) -> None:
+    """Refuses conversations that would be cut anywhere, or whose special tokens have the place of the model's sink.
+
+    A tokenizer that was given more special tokens spells ordinary text as before, so its fingerprint tells nothing.
+
+    Raises:
+        UserError: one of these.
+    """
+    for text in texts:
+        if not text.is_chat:
+            continue
+        if layout.packing == "chunk":
+            raise UserError(
+                f"--data.packing chunk: would cut the conversations of {text.folder} anywhere; use document."
+            )
+        if layout.sinks and text.manifest["tokenizer"]["vocabulary"] > min(layout.sinks):
+            raise UserError(
+                f"{option} {text.folder}: was made with the tokenizer {text.manifest['tokenizer']['name']}, which has "
+                "more special tokens than the model's; run `sinktrain prepare` with the model's tokenizer."
+            )
 
 
 def check_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

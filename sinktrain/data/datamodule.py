@@ -14,6 +14,7 @@ from sinktrain.base.errors import UserError, at_least
 from sinktrain.data.checks import (
     check_band,
     check_batch,
+    check_chats,
     check_choice,
     check_layout,
     check_order,
@@ -24,7 +25,7 @@ from sinktrain.data.checks import (
 from sinktrain.data.global_batch import accumulation
 from sinktrain.data.hubstream import ResumableStream, StreamedBatches, begin_worker
 from sinktrain.data.mixture import Mixture
-from sinktrain.data.packing import Layout, Packing, Rows
+from sinktrain.data.packing import DEFAULT_LENGTH, Layout, Packing, Rows
 from sinktrain.data.prepared import PreparedText, Split
 from sinktrain.data.samples import Batches, OrderedBatches, Share, in_order
 from sinktrain.data.streamed_text import HubStream, StreamedText
@@ -49,7 +50,7 @@ class SinkDataModule(L.LightningDataModule):
         global_batch_tokens: Positions of an optimizer step over all processes; the accumulation follows from it.
             Leave it out to give trainer.accumulate_grad_batches instead.
         packing: `chunk` cuts the whole text into samples; `document` fills each sample with whole documents that do
-            not see each other.
+            not see each other. Conversations (`sinktrain prepare --chat true`) need `document`.
         reserve_sinks: Positions kept for sinks in each sample (each document, with packing `document`); leave it out
             for the model's own number. Models of several kinds see the same text, sample by sample, if it is the
             same number for all.
@@ -65,7 +66,7 @@ class SinkDataModule(L.LightningDataModule):
     def __init__(
         self,
         path: str | None = None,
-        sequence_length: int = 512,
+        sequence_length: int = DEFAULT_LENGTH,
         batch_size: int = 4,
         global_batch_tokens: int | None = None,
         packing: Packing = "chunk",
@@ -117,6 +118,7 @@ class SinkDataModule(L.LightningDataModule):
         check_trainer(trainer)
         self._set_accumulation(trainer)
         texts = open_texts(self.folders, self._option, module.tokenizer_fingerprint, self.check_files)
+        check_chats(texts, self._layout, self._option)
         wanted: list[Split] = [] if stage != "fit" or self.stream else ["train"]
         if trainer.limit_val_batches != 0:
             wanted.append("validation")

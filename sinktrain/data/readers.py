@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import gzip
 import io
+import json
 import logging
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 from sinktrain.base.errors import UserError
 
@@ -19,10 +20,37 @@ OPTION = "--source"
 TEXT = (".txt", ".txt.gz", ".txt.zst")
 JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
 PARQUET = (".parquet",)
+_MIXED = "arrow.json"  # the type of values that are not all of one type
 _ROWS = 100  # rows in memory at once, beside what `datasets` reads ahead
 
 
-def read_file(path: Path, field: str) -> Iterator[str]:
+class Place(NamedTuple):
+    """Where a value was found: the source or its file, the column, and the row, counted from 1."""
+
+    source: str
+    field: str
+    row: int
+
+
+Take: TypeAlias = Callable[[object, Place], str]
+"""Makes a document of the value of a column, an empty one of what there is to skip; raises UserError."""
+
+
+def as_text(value: object, place: Place) -> str:
+    """The value, if it is text; nothing there is an empty document."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        advice = "name another with --field"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            advice += ", or pass --chat true for conversations"
+        raise UserError(
+            f"{OPTION} {place.source}: its field {place.field!r} holds {type(value).__name__}, not text; {advice}."
+        )
+    return value
+
+
+def read_file(path: Path, field: str, take: Take = as_text) -> Iterator[str]:
     """The documents of one file, whose name ends in one of `TEXT`, `JSON` or `PARQUET`.
 
     Raises:
@@ -30,7 +58,7 @@ def read_file(path: Path, field: str) -> Iterator[str]:
     """
     if path.suffix == ".zst":
         _check_frames(path)
-    yield from _split_at_form_feeds(path) if path.name.endswith(TEXT) else _read_rows(path, field)
+    yield from _split_at_form_feeds(path) if path.name.endswith(TEXT) else _read_rows(path, field, take)
 
 
 def _split_at_form_feeds(path: Path) -> Iterator[str]:
@@ -93,7 +121,7 @@ def _check_frames(path: Path) -> None:
         raise _damaged(path, EOFError("it ends in the middle"))
 
 
-def _read_rows(path: Path, field: str) -> Iterator[str]:
+def _read_rows(path: Path, field: str, take: Take) -> Iterator[str]:
     """The texts of a .jsonl, .json or .parquet file, read in place by `streaming`: in little memory, without a copy."""
     with _quiet_datasets():
         from datasets import load_dataset
@@ -103,7 +131,7 @@ def _read_rows(path: Path, field: str) -> Iterator[str]:
         try:
             place = glob.escape(str(path.resolve()))  # `data_files` are patterns
             rows = load_dataset(**kind, data_files=[place], split="train", streaming=True)
-            yield from _column(rows, field, str(path))
+            yield from _column(rows, Place(str(path), field, 0), take)
         except StopIteration:
             return  # how `datasets` says that a file decompresses to nothing
         except UnicodeDecodeError:
@@ -114,7 +142,15 @@ def _read_rows(path: Path, field: str) -> Iterator[str]:
             raise _damaged(path, error) from error
 
 
-def read_hub(name: str, field: str, split: str, subset: str | None, streaming: bool, start: int = 0) -> Iterator[str]:
+def read_hub(
+    name: str,
+    field: str,
+    split: str,
+    subset: str | None,
+    streaming: bool,
+    start: int = 0,
+    take: Take = as_text,
+) -> Iterator[str]:
     """The documents of a Hugging Face dataset; the arguments are those of `sinktrain.data.sources.documents`.
 
     Raises:
@@ -126,7 +162,7 @@ def read_hub(name: str, field: str, split: str, subset: str | None, streaming: b
 
         try:
             rows = load_dataset(name, subset, split=split, streaming=streaming)
-            yield from _column(rows.skip(start) if start else rows, field, name)
+            yield from _column(rows.skip(start) if start else rows, Place(name, field, start), take)
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             raise UserError(
                 f"{OPTION} {name}: is no file here, and no Hugging Face dataset could be read by that name "
@@ -134,24 +170,32 @@ def read_hub(name: str, field: str, split: str, subset: str | None, streaming: b
             ) from error
 
 
-def _column(rows: Any, field: str, name: str) -> Iterator[str]:
+def _column(rows: Any, place: Place, take: Take) -> Iterator[str]:
     """One column of a dataset, a batch at a time: a dictionary for every row takes ten times as long."""
     for table in rows.with_format("arrow").iter(batch_size=_ROWS):
         names = table.column_names
-        if field not in names:
-            raise UserError(f"{OPTION} {name}: has no field {field!r}; choose --field from {', '.join(names)}.")
-        for text in table[field].to_pylist():
-            yield _checked(text, field, name)
+        if place.field not in names:
+            raise UserError(
+                f"{OPTION} {place.source}: has no field {place.field!r}; choose --field from {', '.join(names)}."
+            )
+        column = table[place.field]
+        is_mixed = _MIXED in str(column.type)
+        for value in column.to_pylist():
+            place = place._replace(row=place.row + 1)
+            yield take(_plain(value, column.type) if is_mixed else value, place)
 
 
-def _checked(text: object, field: str, name: str) -> str:
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise UserError(
-            f"{OPTION} {name}: its field {field!r} holds {type(text).__name__}, not text; name another with --field."
-        )
-    return text
+def _plain(value: Any, kind: Any) -> Any:
+    """A value without JSON inside it: what is not of one type in all rows, `datasets` keeps as JSON, rows or parts."""
+    if value is None:
+        return None
+    if getattr(kind, "extension_name", None) == _MIXED:
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_plain(each, kind.value_type) for each in value]
+    if isinstance(value, dict):
+        return {part.name: _plain(value[part.name], part.type) for part in kind}
+    return value
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.data.journal import Done, Journal
-from sinktrain.data.prepared import SPLITS, Tokens
+from sinktrain.data.prepared import SPLITS, Tokens, trained_file
 
 # What is remembered of each document: 33 bytes, whatever its length.
 RECORD = np.dtype([("hash", "<u8"), ("tokens", "<i8"), ("characters", "<i8"), ("bytes", "<i8"), ("validation", "u1")])
@@ -57,12 +57,15 @@ class Shards:
         dtype: of a token in the files.
         journal: takes a line for each finished shard.
         done: what the journal said.
+        chat: whether the files of what is trained on, a byte a token, are written too.
 
     Raises:
         ValueError: a file is shorter than the journal says.
     """
 
-    def __init__(self, folder: Path, records: Path, dtype: np.dtype[Tokens], journal: Journal, done: Done) -> None:
+    def __init__(
+        self, folder: Path, records: Path, dtype: np.dtype[Tokens], journal: Journal, done: Done, chat: bool = False
+    ) -> None:
         self.done = done
         self._journal = journal
         self._opened = ExitStack()
@@ -73,11 +76,18 @@ class Shards:
             self._opened.enter_context(_open_at(folder / f"{split}.bin", size))
             for split, size in zip(SPLITS, sizes, strict=True)
         ]
+        self._trained = [
+            self._opened.enter_context(_open_at(folder / trained_file(split), count))
+            for split, count in zip(SPLITS, done.tokens, strict=True)
+            if chat
+        ]
         self._records = self._opened.enter_context(_open_at(records, sum(done.documents) * RECORD.itemsize))
 
-    def write(self, ids: NDArray[Tokens], entry: Entry) -> None:
-        """Adds tokens (n,) to the document that is being written."""
+    def write(self, ids: NDArray[Tokens], entry: Entry, trained: NDArray[np.uint8] | None = None) -> None:
+        """Adds tokens (n,) to the document that is being written; in a chat, with (n,) which are trained on."""
         self._files[entry.validation].write(ids.data)
+        if trained is not None:
+            self._trained[entry.validation].write(trained.data)
         self._length += len(ids)
 
     def close_document(self, entry: Entry) -> None:
@@ -97,7 +107,7 @@ class Shards:
         Args:
             source: how far the source was read; the counts of documents and tokens are filled in.
         """
-        for file in (*self._files, self._records):
+        for file in (*self._files, *self._trained, self._records):
             file.flush()
             os.fsync(file.fileno())
         first, second = self._documents

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from sinktrain.base.errors import UserError
-from sinktrain.data.readers import JSON, OPTION, PARQUET, TEXT, read_file, read_hub
+from sinktrain.data.readers import JSON, OPTION, PARQUET, TEXT, Take, as_text, read_file, read_hub
 
 _KNOWN = (*TEXT, *JSON, *PARQUET)
 _NEEDED = "name a .txt, .jsonl, .json or .parquet file (.gz and .zst are read too), a folder or glob of these"
@@ -22,6 +22,7 @@ def documents(
     subset: str | None = None,
     streaming: bool = False,
     start: int = 0,
+    take: Take = as_text,
 ) -> Iterator[str]:
     """The documents of `source`, in a fixed order, one at a time.
 
@@ -32,6 +33,7 @@ def documents(
         subset: of a Hugging Face dataset.
         streaming: read a Hugging Face dataset over the network instead of downloading it first.
         start: how many documents are left out at the beginning; a Hugging Face dataset skips them without reading.
+        take: makes a document of what the column holds.
 
     Raises:
         UserError: nothing of that name, an empty file, text that is not UTF-8, a missing field, an unreachable hub.
@@ -40,8 +42,8 @@ def documents(
         return islice(_standard_library(), start, None)
     files = local_files(source)
     if files is None:
-        return read_hub(source, field, split, subset, streaming, start)
-    return islice((text for path in files for text in read_file(path, field)), start, None)
+        return read_hub(source, field, split, subset, streaming, start, take)
+    return islice((text for path in files for text in read_file(path, field, take)), start, None)
 
 
 def is_on_hub(source: str) -> bool:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.base.terminal import progress
-from sinktrain.data.prepared import SPLITS, Tokens, open_tokens
-from sinktrain.data.shards import Entry, Shards, records
+from sinktrain.data.conversation_tokens import encode_conversations
+from sinktrain.data.conversations import Rendered, Template
+from sinktrain.data.prepared import Tokens
+from sinktrain.data.shards import Entry, Shards
 from sinktrain.data.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_Piece: TypeAlias = tuple[NDArray[Tokens], NDArray[np.uint8] | None, bool]
+"""Tokens of a document, which of them are trained on, and whether the document ends with them."""
 _TOLD = 64  # documents after which the progress bar moves: drawing it costs as much as a short document
 
 
@@ -28,8 +32,11 @@ def tokenize(
     shards: Shards,
     dtype: np.dtype[Tokens],
     total: int | None = None,
+    template: Template | None = None,
 ) -> None:
     """Writes the tokens of all texts, each text followed by the tokenizer's end of text, if it has one.
+
+    With a template, texts are conversations, and their tokens are what the template makes of them, and nothing more.
 
     Args:
         texts: the documents that are not in `shards` yet.
@@ -37,26 +44,54 @@ def tokenize(
         shards: takes the tokens as they come.
         dtype: of a token in the files.
         total: the number of documents for the progress bar, if it is known.
+        template: of conversations.
     """
     begun: deque[Entry] = deque()  # documents that `encode` has taken and not given back yet
+    pieces = (
+        _pieces_of_texts(texts, tokenizer, dtype, begun)
+        if template is None
+        else _pieces_of_conversations(texts, template, dtype, begun)
+    )
+    ended = 0
+    with progress("tokenizing documents", total) as advance:
+        advance(sum(shards.done.documents))
+        for ids, trained, is_last in pieces:
+            shards.write(ids, begun[0], trained)
+            if is_last:
+                shards.close_document(begun.popleft())
+                ended += 1
+                if ended % _TOLD == 0:
+                    advance(_TOLD)
 
+
+def _pieces_of_texts(
+    texts: Iterable[tuple[str, Entry]],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: np.dtype[Tokens],
+    begun: deque[Entry],
+) -> Iterator[_Piece]:
     def noted() -> Iterator[str]:
         for text, entry in texts:
             begun.append(entry)
             yield text
 
     end = np.array([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id], dtype=dtype)
-    ended = 0
-    with progress("tokenizing documents", total) as advance:
-        advance(sum(shards.done.documents))
-        for ids, is_last in encode(tokenizer, noted(), dtype):
-            shards.write(ids, begun[0])
-            if is_last:
-                shards.write(end, begun[0])
-                shards.close_document(begun.popleft())
-                ended += 1
-                if ended % _TOLD == 0:
-                    advance(_TOLD)
+    for ids, is_last in encode(tokenizer, noted(), dtype):
+        yield np.concatenate([ids, end]) if is_last else ids, None, is_last
+
+
+def _pieces_of_conversations(
+    texts: Iterable[tuple[str, Entry]], template: Template, dtype: np.dtype[Tokens], begun: deque[Entry]
+) -> Iterator[_Piece]:
+    def rendered() -> Iterator[Rendered]:
+        for text, entry in texts:
+            found = template.render(json.loads(text), entry.rows)
+            size = len(found.text.encode())
+            begun.append(entry._replace(characters=len(found.text), bytes=size))
+            yield found
+
+    for ids, trained in encode_conversations(template.backend, rendered(), dtype):
+        yield ids, trained, True
 
 
 def document_hash(text: str | bytes, seed: int) -> int:
@@ -96,70 +131,3 @@ def cut_tail(text: str, fraction: float) -> tuple[str, str]:
 def is_held_out(key: int, fraction: float) -> bool:
     """Whether the document of this hash is for validation, as `held_out` says of many at once."""
     return key < int(fraction * 2**64)
-
-
-def deal(folder: Path, notes: Path, dtype: np.dtype[Tokens], fraction: float) -> bool:
-    """Deals the documents again where all of them are on one side: a few documents, or copies of a few.
-
-    Args:
-        folder: of `train.bin` and `validation.bin`, one of which is empty.
-        notes: the file of records, which is written anew.
-        dtype: of a token.
-        fraction: of the documents, for validation.
-
-    Returns:
-        False if all documents are the same text, so that no document can be held out; nothing is changed then.
-    """
-    found = np.concatenate(list(records(notes)))
-    validation = held_out(found["hash"], fraction)
-    if validation.all() or not validation.any():
-        return False
-    whole = folder / "all.bin"
-    (folder / f"{SPLITS[int(found['validation'][0])]}.bin").replace(whole)
-    tokens = open_tokens(whole, dtype)
-    ends = np.cumsum(found["tokens"])
-    starts = ends - found["tokens"]
-    for split, chosen in zip(SPLITS, (~validation, validation), strict=True):
-        with (folder / f"{split}.bin").open("wb") as file:
-            for number in np.flatnonzero(chosen):
-                tokens[starts[number] : ends[number]].tofile(file)
-    found["validation"] = validation
-    found.tofile(notes)
-    whole.unlink()
-    return True
-
-
-def describe(folder: Path, notes: Path) -> dict[str, dict[str, int]]:
-    """Writes where the documents of each split start, `train.documents.npy` and so on, and counts what there is.
-
-    Args:
-        folder: takes the files.
-        notes: the file of records.
-
-    Returns:
-        For each split the number of documents, tokens, characters and bytes.
-    """
-    kinds = ("documents", "tokens", "characters", "bytes")
-    counts: dict[str, dict[str, int]] = {split: dict.fromkeys(kinds, 0) for split in SPLITS}
-    for block in records(notes):
-        for side, split in enumerate(SPLITS):
-            mine = block[block["validation"] == side]
-            counts[split]["documents"] += len(mine)
-            for key in ("tokens", "characters", "bytes"):
-                counts[split][key] += int(mine[key].sum())
-    for side, split in enumerate(SPLITS):
-        lengths = (block["tokens"][block["validation"] == side] for block in records(notes))
-        _write_starts(folder / f"{split}.documents.npy", lengths, counts[split]["documents"])
-    return counts
-
-
-def _write_starts(path: Path, lengths: Iterable[NDArray[np.int64]], documents: int) -> None:
-    """What `np.save` writes of an array (documents,) int64, without holding it."""
-    header = {"descr": "<i8", "fortran_order": False, "shape": (documents,)}
-    start = 0
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in lengths:
-            ends = start + np.cumsum(block)
-            (ends - block).astype("<i8").tofile(file)
-            start = int(ends[-1]) if len(ends) else start

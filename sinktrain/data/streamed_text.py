@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
 from sinktrain.data.order import draw, permuted
-from sinktrain.sinks.tokenizer import sink_ids_of
+from sinktrain.sinks.tokenizer import plain_backend
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 OPTION = "--data.stream.name"
@@ -43,27 +41,6 @@ class HubStream:
     shuffle_shards: bool = True
 
 
-def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer as it was before it got sinks: in a text, `<sink>` is four or five characters and no sink.
-
-    Raises:
-        UserError: it is not backed by `tokenizers`.
-    """
-    from tokenizers import Tokenizer
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"--data.stream: {type(tokenizer).__name__} is too slow for a stream; use a tokenizer with a "
-            "tokenizer.json, or run `sinktrain prepare` and give --data.path."
-        )
-    parts = json.loads(backend.to_str())
-    sinks = set(sink_ids_of(tokenizer))
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] not in sinks]
-    parts.update(post_processor=None, truncation=None, padding=None)
-    return Tokenizer.from_str(json.dumps(parts))
-
-
 class StreamedText:
     """The documents of a dataset as tokens, each followed by the end of text, over and over again.
 
@@ -80,7 +57,13 @@ class StreamedText:
         from datasets import load_dataset
 
         self._stream, self._seed = stream, seed
-        self._backend = plain_backend(tokenizer)
+        backend = plain_backend(tokenizer)
+        if backend is None:
+            raise UserError(
+                f"--data.stream: {type(tokenizer).__name__} is too slow for a stream; use a tokenizer with a "
+                "tokenizer.json, or run `sinktrain prepare` and give --data.path."
+            )
+        self._backend = backend
         self._end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         with self._explain():
             self._dataset: Any = load_dataset(stream.name, stream.subset, split=stream.split, streaming=True)

@@ -21,6 +21,7 @@ class Texts:
         source: its name, for the error messages.
         most: how many documents are taken, or None for all.
         jumps: whether `read` gets to a number without reading what comes before, as a hub does.
+        chat: the documents are conversations, and those without a turn of the assistant are the empty ones.
 
     Attributes:
         rows: how many documents of the source the last reading has seen.
@@ -29,10 +30,15 @@ class Texts:
     """
 
     def __init__(
-        self, read: Callable[[int], Iterator[str]], source: str, most: int | None = None, jumps: bool = False
+        self,
+        read: Callable[[int], Iterator[str]],
+        source: str,
+        most: int | None = None,
+        jumps: bool = False,
+        chat: bool = False,
     ) -> None:
         self.source, self.rows, self.empty, self.alone = source, 0, 0, False
-        self._read, self._most, self._jumps = read, most, jumps
+        self._read, self._most, self._jumps, self._chat = read, most, jumps, chat
 
     def __iter__(self) -> Iterator[str]:
         return (text for text, _, _ in self._from(Done()))
@@ -92,10 +98,16 @@ class Texts:
             if found == self._most:
                 return
         if not found:
-            raise UserError(f"--source {self.source}: holds no text; name a source with some.")
+            lack = "conversation with a turn of the assistant" if self._chat else "text"
+            raise UserError(f"--source {self.source}: holds no {lack}; name a source with some.")
 
     def _in_two(self, document: tuple[str, int, int], fraction: float) -> list[tuple[str, int, int]]:
         text, rows, empty = document
+        if self._chat:
+            raise UserError(
+                f"--source {self.source}: holds a single conversation, of which no part can be held out; name a source "
+                "with more."
+            )
         if len(text) < 2:
             raise UserError(f"--source {self.source}: holds a single character; name a source with more text.")
         return [(part, rows, empty) for part in cut_tail(text, fraction)]

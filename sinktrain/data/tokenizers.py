@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SpellOne: TypeAlias = Callable[[str], NDArray[Tokens]]
 SpellMany: TypeAlias = Callable[[list[str]], list[NDArray[Tokens]]]
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 END_OF_TEXT = "<|endoftext|>"
 _BATCH = 2**20  # characters that are encoded at once, on a machine of up to 16 cores
@@ -78,19 +81,24 @@ def encode(
     """
     spell_one, spell, is_parallel = _spellers(tokenizer, dtype)
     batches = _batches(texts, spell_one)
-    if not is_parallel:
-        for batch, ends in batches:
-            yield from zip(spell(batch), ends, strict=True)
-        return
-    waiting: deque[tuple[Future[list[NDArray[Tokens]]], list[bool]]] = deque()
+
+    def spelled(batch: tuple[list[str], list[bool]]) -> list[tuple[NDArray[Tokens], bool]]:
+        return list(zip(spell(batch[0]), batch[1], strict=True))
+
+    for pieces in in_background(batches, spelled) if is_parallel else map(spelled, batches):
+        yield from pieces
+
+
+def in_background(batches: Iterable[_Given], work: Callable[[_Given], _Made]) -> Iterator[_Made]:
+    """What `work` makes of each batch, in order; the next ones are worked on while the caller uses the last."""
+    waiting: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(_RUNNING, "encode") as pool:
-        for batch, ends in batches:
-            waiting.append((pool.submit(spell, batch), ends))
+        for batch in batches:
+            waiting.append(pool.submit(work, batch))
             if len(waiting) > _RUNNING:
-                encoded, its_ends = waiting.popleft()
-                yield from zip(encoded.result(), its_ends, strict=True)
-        for encoded, its_ends in waiting:
-            yield from zip(encoded.result(), its_ends, strict=True)
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _batches(texts: Iterable[str], spell: SpellOne) -> Iterator[tuple[list[str], list[bool]]]:

@@ -11,10 +11,12 @@ import numpy as np
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import Draft
 from sinktrain.base.terminal import say
+from sinktrain.data.conversations import Template
+from sinktrain.data.dealing import deal
 from sinktrain.data.journal import Done, Journal
 from sinktrain.data.prepared import Tokens
 from sinktrain.data.shards import Shards, records
-from sinktrain.data.splitting import deal, tokenize
+from sinktrain.data.splitting import tokenize
 from sinktrain.data.texts import Texts
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Work:
         draft: where it writes.
         out: the folder that will be made, for the error messages.
         settings: everything that decides what is written, by the names of the options.
+        template: of conversations; None for text.
 
     Attributes:
         done: how far it is.
@@ -37,12 +40,12 @@ class Work:
         records: the file of what is remembered of each document.
     """
 
-    def __init__(self, draft: Draft, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, draft: Draft, out: Path, settings: dict[str, Any], template: Template | None = None) -> None:
         self.done = Done()
         self.fingerprint, self.vocabulary = "", 0
         self.dtype: np.dtype[Tokens] = np.dtype("<u2")
         self.records = draft.notes / "documents"
-        self._draft, self._out, self._settings = draft, out, settings
+        self._draft, self._out, self._settings, self._template = draft, out, settings, template
         self._journal = Journal(draft.notes / "journal.jsonl")
 
     def take_up(self, make: Callable[[], PreTrainedTokenizerBase], overwrite: bool) -> PreTrainedTokenizerBase:
@@ -61,7 +64,7 @@ class Work:
         goes_on = self._goes_on(found, overwrite)
         own = self._draft.result / "tokenizer"
         made = load_tokenizer(str(own), option="--train_tokenizer") if goes_on and own.is_dir() else make()
-        self.fingerprint, self.vocabulary = fingerprint(made), max(made.get_vocab().values()) + 1
+        self.fingerprint, self.vocabulary = fingerprint(made), self._vocabulary(made)
         self.dtype = np.dtype("<u2" if self.vocabulary < 2**16 else "<u4")
         self._settings |= {
             "tokenizer's fingerprint": self.fingerprint,
@@ -77,6 +80,11 @@ class Work:
             (self._draft.notes / "tokenizer").replace(own)
         self._journal.begin(self._settings)
         return made
+
+    def _vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """One more than the highest token that can occur; in a conversation, sinks do not."""
+        known = tokenizer.get_vocab() if self._template is None else self._template.backend.get_vocab()
+        return max(known.values()) + 1
 
     def _goes_on(self, found: dict[str, Any] | None, overwrite: bool) -> bool:
         """Whether what was begun is what is wanted. What is not wanted is removed, or the user is told."""
@@ -111,7 +119,7 @@ class Work:
             try:
                 if not shards.done.complete:
                     entries = texts.entries(fraction, seed, shards.done, self._hashes(), self._draft.result.parent)
-                    tokenize(entries, tokenizer, shards, self.dtype, most)
+                    tokenize(entries, tokenizer, shards, self.dtype, most, self._template)
                     shards.finish_shard(Done(texts.rows, texts.empty, alone=texts.alone, complete=True))
             finally:
                 self.done = shards.done
@@ -124,12 +132,14 @@ class Work:
             )
 
     def _shards(self) -> Shards:
+        files = self._draft.result, self.records, self.dtype, self._journal
+        chat = self._template is not None
         try:
-            shards = Shards(self._draft.result, self.records, self.dtype, self._journal, self.done)
+            shards = Shards(*files, self.done, chat)
         except ValueError as error:
             say(f"What a run before this one left is damaged ({error}), so this one begins anew.")
             self._journal.begin(self._settings)
-            return Shards(self._draft.result, self.records, self.dtype, self._journal, Done())
+            return Shards(*files, Done(), chat)
         if any(self.done.documents):
             documents, tokens = sum(self.done.documents), sum(self.done.tokens)
             say(f"Going on from where a run was stopped: {documents:,} documents, {tokens:,} tokens are done already.")

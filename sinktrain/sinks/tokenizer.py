@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinktrain.base.errors import UserError
+from sinktrain.sinks.chat_template import put_sinks_first
 from sinktrain.sinks.config import SinkConfig
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _SINK = re.compile(r"<sink(?:_(\d+))?>")
@@ -18,8 +20,12 @@ _SINK = re.compile(r"<sink(?:_(\d+))?>")
 
 def sink_ids_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of the sink tokens that `tokenizer` holds, in their order; empty when it holds none."""
-    found = [(int(match[1] or 0), index) for token, index in _sinks(tokenizer) if (match := _SINK.fullmatch(token))]
-    return [index for _, index in sorted(found)]
+    return [index for _, index in _sinks(tokenizer)]
+
+
+def sink_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The sink tokens that `tokenizer` holds, as they are written, in their order; empty when it holds none."""
+    return [token for token, _ in _sinks(tokenizer)]
 
 
 def has_these_sinks(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> bool:
@@ -59,7 +65,8 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
 
     The first becomes `bos_token`. `tokenizer("text")` then begins with the sinks, exactly once: with the
     `TemplateProcessing` post-processor, which goes into `tokenizer.json`, so that no engine needs code of ours. A BOS
-    or EOS that the old post-processor put around a text is dropped, since training samples do not have it.
+    or EOS that the old post-processor put around a text is dropped, since training samples do not have it. The chat
+    template, if there is one, prints the sinks and then what it printed before, the model's own BOS too.
 
     Raises:
         UserError: the tokenizer holds a sink already, has no room for one, or is not backed by `tokenizers`.
@@ -73,7 +80,7 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
             f"model.tokenizer: {type(tokenizer).__name__} has no room for a token that stands in front of every text; "
             "use a tokenizer with a tokenizer.json."
         )
-    before = len(tokenizer)
+    before, bos = len(tokenizer), tokenizer.bos_token
     others = [*_extra_tokens(tokenizer), *config.tokens[1:]]
     tokenizer.add_special_tokens({"bos_token": config.tokens[0], "additional_special_tokens": others})
     ids = [tokenizer.get_vocab().get(token, -1) for token in config.tokens]
@@ -82,6 +89,7 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
             f"model.tokenizer: has no room for {config.tokens[-1]}; use a tokenizer that takes new vocabulary entries."
         )
     _put_in_front(tokenizer, config.tokens, ids)
+    put_sinks_first(tokenizer, config.tokens, None if bos is None else str(bos))
     return ids
 
 
@@ -97,8 +105,28 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True}, indent=2) + "\n")
 
 
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The tokenizer as it was before it got sinks: in a text, `<sink>` is four or five characters and no sink.
+
+    It adds nothing to a text, and there is none where the tokenizer is not backed by `tokenizers`.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    parts = json.loads(backend.to_str())
+    sinks = set(sink_ids_of(tokenizer))
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] not in sinks]
+    parts.update(post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(parts))
+
+
 def _sinks(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
-    return [(token, index) for token, index in tokenizer.get_vocab().items() if _SINK.fullmatch(token)]
+    """Each sink token with its id, in the order of their numbers."""
+    vocabulary = tokenizer.get_vocab().items()
+    found = [(int(match[1] or 0), *item) for item in vocabulary if (match := _SINK.fullmatch(item[0]))]
+    return [(token, index) for _, token, index in sorted(found)]
 
 
 def _extra_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -93,17 +93,16 @@ class Teacher:
             return text, None, speaks
         # Documents are told apart by positions of 0: sinks that nothing stands for become documents of one token.
         is_sink = torch.isin(ids, ids.new_tensor(self._sinks)) & (positions < sinks)
-        offset = sinks - front
+        starts = (
+            torch.where(positions == 0, torch.arange(positions.shape[1], device=ids.device), 0).cummax(dim=1).values
+        )
+        offset = torch.full_like(ids, sinks - front)
+        if front:  # a conversation that brings its own BOS is given no second one
+            first = ids.gather(1, (starts + sinks).clamp(max=ids.shape[1] - 1))
+            offset = torch.where(first == self._front[0], sinks, offset)
         swapped, places = ids.clone(), (positions - offset).clamp(min=0)
         for number, token in enumerate(self._front):
             swapped[is_sink & (positions == offset + number)] = token
         swapped[is_sink & (positions < offset)] = 0  # any token that it knows
-        begins = _at_a_sink(is_sink, positions)  # padding has no sinks, and keeps its positions
-        places = torch.where(begins, places, positions)
+        places = torch.where(is_sink.gather(1, starts), places, positions)  # padding has no sinks
         return swapped, places, ~(is_sink & (positions < offset))
-
-
-def _at_a_sink(is_sink: Tensor, positions: Tensor) -> Tensor:
-    """(B, T) whether the document of a position begins with a sink."""
-    starts = torch.where(positions == 0, torch.arange(positions.shape[1], device=positions.device), 0)
-    return is_sink.gather(1, starts.cummax(dim=1).values)

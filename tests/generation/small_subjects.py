@@ -25,17 +25,26 @@ BOS_EVERY_TURN = (
 """As Llama 2 had it."""
 
 
-def small_subject(tokenizer_folder: Path, sinks: int = 1, template: str | None = APPENDS, seed: int = 0) -> Subject:
-    """A random Llama; its tokenizer has `sinks` sink tokens and the special tokens of the templates."""
+def small_subject(
+    tokenizer_folder: Path, sinks: int = 1, template: str | None = APPENDS, seed: int = 0, rewritten: bool = False
+) -> Subject:
+    """A random Llama; its tokenizer has `sinks` sink tokens and the special tokens of the templates.
+
+    `rewritten`: the template was there before the sinks, so that it prints them; otherwise it is as models had it that
+    were exported when templates were not rewritten.
+    """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|end|>"]})
     model = tiny_model("llama", vocab_size=len(tokenizer), seed=seed)
     config = SinkConfig(kind="token", count=sinks) if sinks else SinkConfig(kind="none")
+    if rewritten:
+        tokenizer.bos_token, tokenizer.chat_template = "<|turn|>", template
     ids = add_sink_tokens(tokenizer, config)
     grow_embedding(model, len(tokenizer), ids, config)
     if not sinks:
         tokenizer.bos_token = "<|turn|>"
-    tokenizer.chat_template = template
+    if not rewritten:
+        tokenizer.chat_template = template
     return Subject(model.eval(), tokenizer, ids, ModelOptions("small"), None)
 
 

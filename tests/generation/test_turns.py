@@ -51,13 +51,18 @@ def conversation(subject: Subject, system: str | None = None, most: int = 40) ->
     return Conversation(stream, Turns(subject, system), end_ids(subject), most)
 
 
-@pytest.mark.parametrize("sinks", [0, 1, 2])
+@pytest.mark.parametrize(("sinks", "rewritten"), [(0, False), (1, False), (2, False), (1, True), (2, True)])
 @pytest.mark.parametrize("template", [APPENDS, BOS_EVERY_TURN, SYSTEM])
 @pytest.mark.parametrize("system", [None, "we all saw"])
 def test_what_is_fed_is_the_conversation_rendered_once(
-    sinks: int, template: str, system: str | None, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+    sinks: int,
+    rewritten: bool,
+    template: str,
+    system: str | None,
+    tokenizer_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    subject = small_subject(tokenizer_folder, sinks, template)
+    subject = small_subject(tokenizer_folder, sinks, template, rewritten=rewritten)
     tokenizer = subject.tokenizer
     replies = ["to it", " while we", "they went\n", "again"]
     end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -74,15 +79,26 @@ def test_what_is_fed_is_the_conversation_rendered_once(
     whole = [token for token in tokenizer.encode(text, add_special_tokens=False) if token not in subject.sink_ids]
     assert fed == [*subject.sink_ids, *whole]
     assert len(whole) > 32  # more than the cache holds
-    if template == BOS_EVERY_TURN and sinks:
+    if rewritten:  # what any engine feeds that uses the template, whose BOS is the old one
+        assert fed == [
+            *tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False),
+            *ids[-1],
+        ]
+        old = small_subject(tokenizer_folder, 0, template).tokenizer
+        assert whole == old.encode(text.removeprefix("".join(tokenizer.convert_ids_to_tokens(subject.sink_ids))),
+                                   add_special_tokens=False)  # fmt: skip
+        if template == BOS_EVERY_TURN:
+            assert fed.count(tokenizer.convert_tokens_to_ids("<|turn|>")) == len(MESSAGES)
+    elif template == BOS_EVERY_TURN and sinks:
         assert text.count("<sink") == len(MESSAGES)  # the template would have had it in each turn
 
 
+@pytest.mark.parametrize("rewritten", [False, True])
 @pytest.mark.parametrize("sinks", [1, 2])
 def test_the_sink_stands_at_the_start_and_nowhere_else(
-    sinks: int, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+    sinks: int, rewritten: bool, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = small_subject(tokenizer_folder, sinks)
+    subject = small_subject(tokenizer_folder, sinks, rewritten=rewritten)
     talk = conversation(subject)
     fed = recorded(talk.stream, monkeypatch)
     typed = "".join(subject.tokenizer.convert_ids_to_tokens(subject.sink_ids))
