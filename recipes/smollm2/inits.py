@@ -43,7 +43,7 @@ class Looks(Monitor):
         found = {}
         for name, text in self.texts.items():
             stream = torch.cat((torch.tensor(module.sink_ids), torch.from_numpy(text.astype("int64"))))
-            for cache in (f"0+{self.size}", f"1+{self.size - 1}", f"4+{self.size - 4}", "dense"):
+            for cache in (f"1+{self.size - 1}", f"4+{self.size - 4}", "dense"):
                 nll = stream_nll(module.model, stream, CacheSpec.parse(cache))[self.size + 1 :]
                 found[f"{name} {cache}"] = math.exp(min(float(nll.double().mean()), 700.0))
         self.found[trainer.global_step] = found
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[0, 50, 500])
     parser.add_argument("--train", nargs="+", default=["data/stdlib", "data/faq"])
     parser.add_argument("--texts", nargs="+", default=["data/stdlib", "data/austen"])
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
