@@ -10,7 +10,7 @@ from test_training import Recorder, trainer
 
 from sinktrain.data import SinkDataModule
 from sinktrain.sinks import SinkConfig
-from sinktrain.training import OptimizerConfig, SinkModule
+from sinktrain.training import OptimizerConfig, SinkModule, TuningConfig
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
@@ -39,3 +39,30 @@ def test_golden_losses(count: int, tokenizer_folder: Path, prepared_folder: Path
     first, second = (losses(tokenizer_folder, prepared_folder, tmp_path / str(n), count) for n in range(2))
     assert first == second
     assert first == pytest.approx(GOLDEN[count], abs=2e-5)
+
+
+TUNED = {
+    "sink_only": [],
+    "lora": [],
+}
+"""Losses by mode of tuning, with half of the objective from the model as it was, in packed documents."""
+
+
+@pytest.mark.parametrize("mode", TUNED)
+def test_golden_losses_of_tuning(mode: str, model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    def run(folder: Path) -> list[float]:
+        L.seed_everything(0, verbose=False)
+        module = SinkModule(
+            name=str(model_folder),
+            tuning=TuningConfig(mode=mode, distill=0.5),  # type: ignore[arg-type]
+            optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        )
+        recorder = Recorder()
+        data = SinkDataModule(str(prepared_folder), sequence_length=32, batch_size=4, packing="document")
+        trainer(folder, 8, callbacks=[recorder], gradient_clip_val=1.0).fit(module, data)
+        return recorder.losses
+
+    first, second = (run(tmp_path / str(n)) for n in range(2))
+    assert first == second
+    print("GOLD", mode, [round(x, 6) for x in first])
+    assert first == pytest.approx(TUNED[mode], abs=2e-5)

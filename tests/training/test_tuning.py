@@ -515,3 +515,15 @@ def test_a_band_is_held_to_what_the_model_said_of_the_whole_text(mode: str, eith
             )
     assert objective == pytest.approx(expected, rel=1e-4)
     assert abs(unbanded - expected) > 0.01 * expected
+
+
+def test_an_embedding_that_is_spread_already(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sinktrain.training import module as where
+
+    def spread(*args: Any, **kwargs: Any) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        model.get_input_embeddings().weight.ds_id = 0  # as ZeRO-3 marks what it has spread
+        return model
+
+    monkeypatch.setattr(where, "load_model", spread)
+    refused("its embedding is spread over devices already and cannot grow by a sink", name=str(model_folder))
