@@ -42,8 +42,8 @@ def test_golden_losses(count: int, tokenizer_folder: Path, prepared_folder: Path
 
 
 TUNED = {
-    "sink_only": [],
-    "lora": [],
+    "sink_only": [5.876092, 5.829334, 5.78573, 5.746509, 5.77748, 5.775745, 5.723147, 5.731831],
+    "lora": [5.876092, 5.671466, 5.551725, 5.417562, 5.398253, 5.489649, 5.308019, 5.434993],
 }
 """Losses by mode of tuning, with half of the objective from the model as it was, in packed documents."""
 
@@ -64,5 +64,4 @@ def test_golden_losses_of_tuning(mode: str, model_folder: Path, prepared_folder:
 
     first, second = (run(tmp_path / str(n)) for n in range(2))
     assert first == second
-    print("GOLD", mode, [round(x, 6) for x in first])
     assert first == pytest.approx(TUNED[mode], abs=2e-5)
