@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,7 +26,7 @@ from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens, front_of, has_these_sinks
 from sinktrain.streaming.spec import PositionRule
 from sinktrain.streaming.train import Banded, band_spec
-from sinktrain.training.checkpoints import check_record, checkpoint_record, is_checkpoint
+from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.chunked import HeadRows, Wanted
 from sinktrain.training.first_token import most_attended
 from sinktrain.training.guards import GuardConfig
@@ -35,14 +35,13 @@ from sinktrain.training.loss import logits_loss, next_token_loss
 from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked, unmasked_attention
 from sinktrain.training.notices import Notices
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
+from sinktrain.training.options import Dtype, check_options
 from sinktrain.training.schedule import build_schedule
 from sinktrain.training.sharding import shard
 from sinktrain.training.step import CONSTANT, GlobalStep
 from sinktrain.training.teacher import Teacher
 from sinktrain.training.tuning import TuningConfig, free
 from sinktrain.training.zero import UndecayedParts, engine, fragments, write_back
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 class SinkModule(L.LightningModule):
@@ -92,7 +91,7 @@ class SinkModule(L.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check(name, config, tokenizer, sink, tuning, dtype, z_loss)
+        check_options(name, config, tokenizer, sink, tuning, dtype, z_loss)
         self.name, self.new_config, self.sink, self.optimizer, self.guard = name, config, sink, optimizer, guard
         self.tuning, self.dtype_of_weights = tuning, dtype
         self.seed, self.z_loss = seed, z_loss
@@ -320,41 +319,3 @@ class SinkModule(L.LightningModule):
         """Refuses a checkpoint of another sink, or of which something else was trained."""
         check_record(checkpoint, self.sink, self.tuning)
         self._guard_state = checkpoint.get("sinktrain_guard")
-
-
-def _check(
-    name: str | None,
-    config: dict[str, Any] | None,
-    tokenizer: str | None,
-    sink: SinkConfig,
-    tuning: TuningConfig,
-    dtype: Dtype,
-    z_loss: float,
-) -> None:
-    """Refuses options that do not go together."""
-    if (name is None) == (config is None):
-        raise UserError("model.name, model.config: give one of them, a pretrained model or a config for a new one.")
-    if tokenizer is None and name is None:
-        raise UserError("model.tokenizer: a model from model.config needs one; name a folder or tokenizer.json.")
-    if name is None and (tuning.mode != "full" or tuning.distill):
-        raise UserError("model.tuning: is for a pretrained model; give model.name instead of model.config.")
-    if name is None and sink.init == "attended":
-        raise UserError(
-            "sink.init attended: a model without training attends to nothing; use sink.init mean or normal."
-        )
-    if name is not None and is_checkpoint(name):
-        raise UserError(
-            f"model.name {name}: is a checkpoint of sinktrain; go on with it by --checkpoints.resume {name}, or "
-            "`sinktrain export` it and name the export."
-        )
-    if dtype not in get_args(Dtype):
-        raise UserError(f"model.dtype {dtype}: unknown; choose one of {', '.join(get_args(Dtype))}.")
-    if dtype != "float32" and not tuning.keeps_weights:
-        raise UserError(
-            f"model.dtype {dtype}: is for weights that are not trained; use it with model.tuning.mode lora or "
-            "sink_only, or leave it out and set trainer.precision bf16-mixed."
-        )
-    if z_loss < 0:
-        raise UserError(f"model.z_loss {z_loss}: must be 0 or more; 1e-4 is usual.")
-    if z_loss and tuning.distill:
-        raise UserError("model.z_loss: does not go with model.tuning.distill; leave one of them out.")
