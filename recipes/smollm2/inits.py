@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", default=["data/stdlib", "data/austen"])
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
