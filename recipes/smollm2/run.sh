@@ -61,7 +61,7 @@ sink_only() {
 two() { # two sinks, and caches that keep one of them
   timed two sinktrain fit --config $recipe/fit.yaml --config $recipe/sink_only.yaml --model.sink.count 2 \
     --trainer.default_root_dir $runs/two --checkpoints.folder $runs/two/checkpoints --trainer.max_steps 30 \
-    --trainer.limit_val_batches 0 --base_quality.tokens 0
+    --trainer.logger false --trainer.limit_val_batches 0 --base_quality.tokens 0
   [ -e $runs/two-austen-256 ] || sinktrain evaluate --model.name $runs/two/checkpoints --model.dtype bfloat16 \
     --text data/austen.txt --caches "0+256 1+255 2+254 4+252" --tokens 8192 --recompute 0 --out $runs/two-austen-256
 }
