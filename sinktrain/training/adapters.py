@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from sinktrain.base.errors import UserError
@@ -34,7 +35,7 @@ def lora_config(settings: Mapping[str, Any]) -> Any:
     )
 
 
-def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], seed: int = 0) -> None:
     """Puts adapters beside the matrices of a model, in place, in float32; what they add is zero at first.
 
     The model stays of its class, and its matrices get names such as `q_proj.base_layer.weight`.
@@ -42,6 +43,7 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
     Args:
         model: a causal language model.
         settings: see `lora_config`.
+        seed: of their first weights, the same on all ranks; the global generator is left as it was.
 
     Raises:
         UserError: a target is no matrix of the model.
@@ -55,7 +57,9 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
                 f"{', '.join(sorted(last))}."
             )
     peft = _peft()
-    peft.inject_adapter_in_model(lora_config(settings), model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(lora_config(settings), model)
     for name, parameter in model.named_parameters():
         is_adapter = ".lora_" in name
         parameter.requires_grad_(is_adapter)

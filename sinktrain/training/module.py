@@ -58,7 +58,7 @@ class SinkModule(L.LightningModule):
             beside which what is trained is in float32.
         optimizer: AdamW or Muon, and the learning rate over the run.
         guard: which optimizer steps are left out, and when to stop.
-        seed: of the initial weights, with `config`.
+        seed: of the initial weights, with `config`, and of adapters.
         z_loss: how much of log(Z)^2 is added to the loss of a token, with Z the sum of the exponentials of its logits
             (PaLM, arXiv 2204.02311, section 5, uses 1e-4); 0 for none. The logged losses are without it.
         gradient_checkpointing: recompute activations in the backward pass, for less memory.
@@ -154,7 +154,7 @@ class SinkModule(L.LightningModule):
             grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, copied, is_new)
         add_outlet(self.model, self.sink)
         self.plain_head = has_plain_head(self.model)
-        self.rows = free(self.model, self.tuning, self.sink_ids)
+        self.rows = free(self.model, self.tuning, self.sink_ids, self.seed)
         if self.band is None:
             self.unmasked = unmasked_attention(self.model)
         else:

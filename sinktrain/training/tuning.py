@@ -68,8 +68,8 @@ class TuningConfig:
         return asdict(self)
 
 
-def free(model: PreTrainedModel, config: TuningConfig, sink_ids: Sequence[int]) -> SinkRows | None:
-    """Freezes all of `model` but what `config` says is trained, in place; adds what is to be added.
+def free(model: PreTrainedModel, config: TuningConfig, sink_ids: Sequence[int], seed: int = 0) -> SinkRows | None:
+    """Freezes all of `model` but what `config` says is trained, in place; adds what is to be added, drawn from `seed`.
 
     Returns:
         The rows of the sink tokens, where the rest of the embedding is frozen.
@@ -87,7 +87,7 @@ def free(model: PreTrainedModel, config: TuningConfig, sink_ids: Sequence[int]) 
         return None
     model.requires_grad_(False)
     if config.mode == "lora":
-        add_adapters(model, config.to_dict())
+        add_adapters(model, config.to_dict(), seed)
     rows = SinkRows(model, sink_ids) if sink_ids else None
     norms = _norms(model) if config.mode == "embed" else set()
     for name, parameter in model.named_parameters():

@@ -43,7 +43,7 @@ def test_golden_losses(count: int, tokenizer_folder: Path, prepared_folder: Path
 
 TUNED = {
     "sink_only": [5.876092, 5.829334, 5.78573, 5.746509, 5.77748, 5.775745, 5.723147, 5.731831],
-    "lora": [5.876092, 5.671466, 5.551725, 5.417562, 5.398253, 5.489649, 5.308019, 5.434993],
+    "lora": [5.876092, 5.704637, 5.633893, 5.420236, 5.40911, 5.479835, 5.283613, 5.36397],
 }
 """Losses by mode of tuning, with half of the objective from the model as it was, in packed documents."""
 

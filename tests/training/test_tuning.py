@@ -527,3 +527,18 @@ def test_an_embedding_that_is_spread_already(model_folder: Path, monkeypatch: py
 
     monkeypatch.setattr(where, "load_model", spread)
     refused("its embedding is spread over devices already and cannot grow by a sink", name=str(model_folder))
+
+
+@pytest.mark.parametrize("mode", ["sink_only", "lora"])
+def test_compilation_and_recomputation_change_no_loss(
+    mode: str, either: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    found = []
+    for fields in ({}, {"compile": True}, {"gradient_checkpointing": True}):
+        module = make(either, mode, distill=0.5, **fields)
+        found.append(fitted(module, prepared_folder, tmp_path, accumulate_grad_batches=2).losses[1::2])
+    assert len(found[0]) == 4 and len(set(found[0])) == 4
+    assert found[1] == pytest.approx(found[0], abs=1e-5) and found[2] == pytest.approx(found[0], abs=1e-5)
