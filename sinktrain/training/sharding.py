@@ -40,6 +40,11 @@ def shard(module: SinkModule, mesh: DeviceMesh, precision: str) -> None:
     """
     tensor, data = mesh["tensor_parallel"], mesh["data_parallel"]
     if tensor.size() > 1:
+        if (mode := module.tuning.mode) != "full":
+            raise UserError(
+                f"trainer.strategy.tensor_parallel {tensor.size()}: does not split what model.tuning.mode {mode} adds; "
+                "use 1, or mode full."
+            )
         _split_matrices(module.model, tensor)
     options: dict[str, Any] = {"mesh": data}
     if precision == "bf16-mixed":
