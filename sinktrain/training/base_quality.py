@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -99,7 +100,8 @@ class BaseQuality(L.Callback):
             for name, text in self._streams.items():
                 stream = torch.cat((torch.tensor(front, dtype=torch.int64), text))
                 for cache in self._caches:
-                    nll = stream_nll(module.model, stream, cache)[skipped - len(text) :]
+                    run = partial(stream_nll, module.model, stream, cache)
+                    nll = module.looked_at(run)[skipped - len(text) :]
                     mean = float(nll.double().mean())
                     found[f"{name}/{cache}"] = math.exp(min(mean, 700.0)) if math.isfinite(mean) else math.nan
         return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import lightning as L
 import torch
@@ -43,6 +44,7 @@ from sinktrain.training.tuning import TuningConfig, free, only_adds
 from sinktrain.training.zero import UndecayedParts, engine, fragments, write_back
 
 Dtype = Literal["float32", "bfloat16"]
+Look = TypeVar("Look")
 
 
 class SinkModule(L.LightningModule):
@@ -223,6 +225,10 @@ class SinkModule(L.LightningModule):
         own = HeadRows(self.rows.ids, self.rows.parameter) if self.rows is not None and self.rows.tied else None
         head = self.model.get_output_embeddings()
         return next_token_loss(answer, head, labels, compiled=self.compiled, wanted=wanted, own_rows=own)
+
+    def looked_at(self, look: Callable[[], Look]) -> Look:
+        """What `look` finds, which runs the model itself: under FSDP2, what is outside of its layers is whole then."""
+        return look()
 
     def divergence(self, objective: Tensor, nll: Tensor) -> Tensor | None:
         """The KL divergence from the teacher in `losses`, summed; None without one."""
