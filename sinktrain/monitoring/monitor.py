@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -49,11 +50,11 @@ class Monitor(L.Callback):
             self._looked_at = step
             self._look(trainer, pl_module)
 
-    def _look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _look(self, trainer: L.Trainer, module: Any) -> None:
         wait_for(module.device)  # the training before it is no part of the cost
         start = self.clock()
         with beside_training(trainer, module):
-            found = dict(self.look(trainer, module))
+            found = dict(module.looked_at(partial(self.look, trainer, module)))
         now = self.clock()
         if self._looked_until is not None:
             found["cost_share"] = (now - start) / (now - self._looked_until)

@@ -36,6 +36,20 @@ def outlets_aside(model: Any) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
+@contextmanager
+def without_outlets(model: Any) -> Iterator[None]:
+    """Inside the block, a model of transformers is what it was before it had outlets of ours, in streams too."""
+    kinds = {module: module.sink_kind for module in model.modules() if has_outlet(module)}
+    with outlets_aside(model):
+        for module in kinds:
+            module.sink_kind = None
+        try:
+            yield
+        finally:
+            for module, kind in kinds.items():
+                module.sink_kind = kind
+
+
 def outlet_logits(module: nn.Module, query: Tensor, scaling: float) -> Tensor | None:
     """The outlet's logit for each query.
 

@@ -67,7 +67,9 @@ class SinkRows:
         """A tied head scores with the same rows; the values are there already, the gradient is not."""
         if not torch.is_grad_enabled():
             return output
-        own = nn.functional.linear(args[0], self.parameter.to(args[0].dtype))
+        bias = getattr(module, "bias", None)
+        bias = None if bias is None else bias[self.ids]
+        own = nn.functional.linear(args[0], self.parameter.to(args[0].dtype), bias)
         return output.index_copy(-1, torch.tensor(self.ids, device=output.device), own.to(output.dtype))
 
     @torch.no_grad()

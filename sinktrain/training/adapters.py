@@ -46,14 +46,15 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], seed: int 
         seed: of their first weights, the same on all ranks; the global generator is left as it was.
 
     Raises:
-        UserError: a target is no matrix of the model.
+        UserError: a target is no matrix of the model's layers.
     """
-    linear = {name for name, module in model.named_modules() if _is_matrix(module)}
+    head = model.get_output_embeddings()  # the loss reads its weight, beside which nothing would be trained
+    linear = {name for name, module in model.named_modules() if _is_matrix(module) and module is not head}
     last = {name.rpartition(".")[2] for name in linear}
     for target in settings["targets"] or ():
         if target not in last and not any(name == target or name.endswith(f".{target}") for name in linear):
             raise UserError(
-                f"model.tuning.targets {target}: is no matrix of {model.config.model_type}; choose from "
+                f"model.tuning.targets {target}: is no matrix of the layers of {model.config.model_type}; choose from "
                 f"{', '.join(sorted(last))}."
             )
     peft = _peft()

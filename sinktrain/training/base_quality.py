@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from sinktrain.base.errors import at_least
+from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.terminal import say
+from sinktrain.sinks.outlet import without_outlets
 from sinktrain.streaming import CacheSpec, stream_nll
 from sinktrain.training.beside import beside_training
 from sinktrain.training.held_out import held_out, sequences
@@ -26,7 +28,8 @@ class BaseQuality(L.Callback):
       positions kept as there are sinks; before, these were ordinary tokens of the text, or the model's BOS.
 
     All four are over the same tokens: those that are predicted with a full cache. TEXT is the name of the folder. They
-    are logged, and printed at the end. A model from `model.config` has no before, and is left out.
+    are logged, and printed at the end. A model from `model.config` has no before, and is left out, as is one that
+    cannot stream.
 
     Args:
         tokens: of each text; fewer where a text is shorter, or the model was trained for fewer positions. 0 measures
@@ -71,7 +74,14 @@ class BaseQuality(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Measures the model as it was; a run that goes on has it from its checkpoint."""
         if trainer.global_step == 0 and self._streams:
-            self.before = self._measure(trainer, pl_module, pl_module.front, pl_module.known)
+            try:
+                with without_outlets(pl_module.model):
+                    self.before = self._measure(trainer, pl_module, pl_module.front, pl_module.known)
+            except UserError as error:  # a model that cannot stream can be trained all the same
+                self._streams = {}
+                if trainer.is_global_zero:
+                    say(f"base_quality: the model is not measured before and after: {error}")
+                return
             self._log(trainer, "before", self.before)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -90,7 +100,8 @@ class BaseQuality(L.Callback):
             for name, text in self._streams.items():
                 stream = torch.cat((torch.tensor(front, dtype=torch.int64), text))
                 for cache in self._caches:
-                    nll = stream_nll(module.model, stream, cache)[skipped - len(text) :]
+                    run = partial(stream_nll, module.model, stream, cache)
+                    nll = module.looked_at(run)[skipped - len(text) :]
                     mean = float(nll.double().mean())
                     found[f"{name}/{cache}"] = math.exp(min(mean, 700.0)) if math.isfinite(mean) else math.nan
         return found

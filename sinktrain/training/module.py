@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -40,8 +41,10 @@ from sinktrain.training.schedule import build_schedule
 from sinktrain.training.sharding import shard
 from sinktrain.training.step import CONSTANT, GlobalStep
 from sinktrain.training.teacher import Teacher
-from sinktrain.training.tuning import TuningConfig, free
+from sinktrain.training.tuning import TuningConfig, free, only_adds
 from sinktrain.training.zero import UndecayedParts, engine, fragments, write_back
+
+Look = TypeVar("Look")
 
 
 class SinkModule(L.LightningModule):
@@ -160,15 +163,21 @@ class SinkModule(L.LightningModule):
         else:
             self.banded = Banded(self.model, self.band, self.band_rule)
         if self.tuning.distill:
-            shared = self.tuning.keeps_weights
-            before = self.model if shared else self._pretrained()
-            self.teacher = Teacher(before, shared, self.front, self.sink_ids, self.known, self.tuning.distill)
+            self.teacher = self._as_it_was()
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
         if self.compiled:
             # In place, so that the names of the weights stay. The shapes of batches never change.
             self.model.base_model.compile(dynamic=False)
+
+    def _as_it_was(self) -> Teacher:
+        """The same weights once more, where the model as it was is in them still; else a copy."""
+        shared = only_adds(self.model) and not (self.had_sinks or self.sink.has_outlet)
+        before = self.model if shared else self._pretrained()
+        if not shared and (unmasked := unmasked_attention(before)) is not None:
+            before.config._attn_implementation = unmasked  # it gets whole texts, or the mask of packed documents
+        return Teacher(before, shared, self.front, self.sink_ids, self.known, self.tuning.distill)
 
     def _pretrained(self) -> Any:
         return load_model(str(self.name), getattr(torch, self.dtype_of_weights), **self.hub)
@@ -180,16 +189,18 @@ class SinkModule(L.LightningModule):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of token ids (B, T) that begin with the sinks; documents by positions that restart."""
-        logits: Tensor = self.model(**self._inputs(input_ids, position_ids)).logits
+        logits: Tensor = self.model(**self._inputs(self.model, input_ids, position_ids)).logits
         return logits
 
-    def _inputs(self, input_ids: Tensor, position_ids: Tensor | None, dense: bool = False) -> dict[str, Any]:
+    def _inputs(
+        self, model: Any, input_ids: Tensor, position_ids: Tensor | None, dense: bool = False
+    ) -> dict[str, Any]:
         if self.banded is not None and not dense:
             return self.banded.inputs(input_ids, position_ids)
         # transformers tells documents apart by positions that restart only without a cache and a mask
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
-        if position_ids is not None and is_unmasked(self.model):
-            inputs["attention_mask"] = document_mask(self.model, position_ids)
+        if position_ids is not None and is_unmasked(model):
+            inputs["attention_mask"] = document_mask(model, position_ids)
         return inputs
 
     def _run(self, model: Any, input_ids: Tensor, position_ids: Tensor | None, dense: bool = False) -> Tensor:
@@ -197,7 +208,7 @@ class SinkModule(L.LightningModule):
 
         A teacher is `dense`: it sees all of a sample, also where the model is trained with a band.
         """
-        inputs = self._inputs(input_ids, position_ids, dense)
+        inputs = self._inputs(model, input_ids, position_ids, dense)
         found: Tensor = model.base_model(**inputs).last_hidden_state if self.plain_head else model(**inputs).logits
         return found
 
@@ -214,6 +225,10 @@ class SinkModule(L.LightningModule):
         own = HeadRows(self.rows.ids, self.rows.parameter) if self.rows is not None and self.rows.tied else None
         head = self.model.get_output_embeddings()
         return next_token_loss(answer, head, labels, compiled=self.compiled, wanted=wanted, own_rows=own)
+
+    def looked_at(self, look: Callable[[], Look]) -> Look:
+        """What `look` finds, which runs the model itself: under FSDP2, what is outside of its layers is whole then."""
+        return look()
 
     def divergence(self, objective: Tensor, nll: Tensor) -> Tensor | None:
         """The KL divergence from the teacher in `losses`, summed; None without one."""

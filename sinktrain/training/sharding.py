@@ -28,7 +28,7 @@ def shard(module: SinkModule, mesh: DeviceMesh, precision: str) -> None:
     """Spreads the weights of a `SinkModule` over a mesh of `data_parallel` x `tensor_parallel` ranks, in place.
 
     Each layer is one unit, gathered when it is used; what is outside of layers is another, gathered for the whole
-    loss, since the head is read there without being called.
+    loss, since the head is read there without being called, and for a look at the model beside training.
 
     Args:
         module: whose model is built.
@@ -40,6 +40,11 @@ def shard(module: SinkModule, mesh: DeviceMesh, precision: str) -> None:
     """
     tensor, data = mesh["tensor_parallel"], mesh["data_parallel"]
     if tensor.size() > 1:
+        if (mode := module.tuning.mode) != "full":
+            raise UserError(
+                f"trainer.strategy.tensor_parallel {tensor.size()}: does not split what model.tuning.mode {mode} adds; "
+                "use 1, or mode full."
+            )
         _split_matrices(module.model, tensor)
     options: dict[str, Any] = {"mesh": data}
     if precision == "bf16-mixed":
@@ -48,6 +53,7 @@ def shard(module: SinkModule, mesh: DeviceMesh, precision: str) -> None:
         fully_shard(layer, **options)
     fully_shard(module, **options)
     register_fsdp_forward_method(module, "losses")
+    register_fsdp_forward_method(module, "looked_at")
 
 
 def layers(model: Any) -> list[nn.Module]:

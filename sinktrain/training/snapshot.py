@@ -17,9 +17,8 @@ from sinktrain.checkpoints.pieces import Piece, Place
 from sinktrain.checkpoints.reader import Reader
 from sinktrain.checkpoints.store import Found
 from sinktrain.data.order import draw
-from sinktrain.sinks import SinkConfig
 from sinktrain.training import zero
-from sinktrain.training.checkpoints import MODEL, checkpoint_record
+from sinktrain.training.checkpoints import MODEL, check_record, checkpoint_record
 from sinktrain.training.plain import random_state, set_random_state, with_tensors, without_tensors
 from sinktrain.training.slots import slots
 
@@ -87,12 +86,11 @@ def restore(trainer: Any, checkpoint: Found, progress: Callable[[], None]) -> No
     `progress` is called for each tensor.
 
     Raises:
-        UserError: the checkpoint is of another model or sink.
+        UserError: the checkpoint is of another model or sink, or something else of it was trained.
     """
     module, reader = trainer.lightning_module, Reader(checkpoint.path)
     record = checkpoint.document(MODEL)
-    if SinkConfig(**record["sink"]) != module.sink:
-        raise UserError(f"model.sink: {module.sink} differs from the checkpoint's {record['sink']}; use the same.")
+    check_record({"sinktrain": record}, module.sink, module.tuning)
     with torch.no_grad():
         for slot in slots(module):
             reader.read_into(slot.values, slot.name, slot.place)

@@ -1,7 +1,8 @@
 """What the model said before it was tuned, as something to hold it to: its own next-token distribution.
 
 It reads the same text as the model in training, with what it used to have in front of a text in place of the sinks: its
-BOS, if it has one, or nothing. Where nothing but the sink and adapters are trained, it is the same weights once more.
+BOS, if it has one, or nothing; a model that had its sink before keeps it. Where nothing but rows of new sink tokens and
+adapters are trained, it is the same weights once more.
 """
 
 from __future__ import annotations
@@ -60,7 +61,6 @@ class Teacher:
             run: gives hidden states, or logits.
         """
         text, places, speaks = self._inputs(ids, positions)
-        self.model.to(ids.device)  # type: ignore[arg-type]  # a copy is in no module that Lightning moves
         if self.shared:
             was_training = self.model.training
             self.model.eval()
@@ -70,6 +70,7 @@ class Teacher:
             finally:
                 self.model.train(was_training)
         else:
+            self.model.to(ids.device)  # type: ignore[arg-type]  # a copy is in no module that Lightning moves
             other = run(self.model, text, places, dense=True)
         if other.shape[1] < ids.shape[1]:  # it was not given the sinks at all
             missing = ids.shape[1] - other.shape[1]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sinktrain.base.errors import UserError, at_least
+from sinktrain.sinks.outlet import has_outlet
+from sinktrain.sinks.rows import NAME as ROWS
 from sinktrain.sinks.rows import SinkRows
 from sinktrain.training.adapters import add_adapters
 from sinktrain.training.optimizer import SINKS
@@ -93,12 +95,21 @@ def free(model: PreTrainedModel, config: TuningConfig, sink_ids: Sequence[int], 
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in SINKS or id(parameter) in norms:
             parameter.requires_grad_(True)
+    for module in filter(has_outlet, model.modules()):
+        for parameter in (p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype.itemsize < 4):
+            parameter.data = parameter.data.float()  # steps are smaller than bfloat16 can add up
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
             f"model.tuning.mode {config.mode}: leaves nothing to train without a sink that is learned; use sink.kind "
             "token, or another mode."
         )
     return rows
+
+
+def only_adds(model: PreTrainedModel) -> bool:
+    """Whether all that is trained was added to `model`: adapters and rows of its own, which can be put aside."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return all(".lora_" in name or name.rpartition(".")[2] == ROWS for name in trained)
 
 
 def _norms(model: PreTrainedModel) -> set[int]:

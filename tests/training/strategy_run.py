@@ -21,6 +21,7 @@ import torch  # noqa: E402
 from sinktrain.data import SinkDataModule  # noqa: E402
 from sinktrain.sinks import SinkConfig  # noqa: E402
 from sinktrain.training import DDP, FSDP2, DeepSpeed, OptimizerConfig, SinkModule, TuningConfig  # noqa: E402
+from sinktrain.training.base_quality import BaseQuality  # noqa: E402
 from sinktrain.training.guards import GuardConfig  # noqa: E402
 
 torch.set_num_threads(1)
@@ -86,13 +87,14 @@ def whole(parameter: Any) -> torch.Tensor:
 def main(options: dict[str, Any]) -> None:
     """Trains as the options say."""
     recorder = Recorder()
+    quality = BaseQuality(tokens=options.get("measured", 0), size=16)
     trainer = L.Trainer(
         accelerator="cpu", devices=options["ranks"], strategy=strategy(options["strategy"]),
         max_steps=options["steps"], accumulate_grad_batches=options.get("accumulate", 1), gradient_clip_val=0.5,
         precision=options.get("precision", "32-true"), logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
         default_root_dir=options["out"], check_val_every_n_epoch=None, log_every_n_steps=5,
-        val_check_interval=options["steps"] * options.get("accumulate", 1), callbacks=[recorder],
+        val_check_interval=options["steps"] * options.get("accumulate", 1), callbacks=[recorder, quality],
     )  # fmt: skip
     optimizer = OptimizerConfig(**{"warmup_steps": 1, "learning_rate": 3e-3, **options.get("optimizer", {})})
     module = BadGradient(
@@ -114,6 +116,7 @@ def main(options: dict[str, Any]) -> None:
         "losses": recorder.losses, "norms": recorder.norms, "samples": recorder.samples,
         "sink": embedding[module.sink_ids].flatten().tolist(), "weights": weights,
         "skipped": int(trainer.callback_metrics["train/skipped_steps"]),
+        "before": quality.before, "after": quality.after,
         "validation": float(trainer.callback_metrics["val/loss"]),
     }  # fmt: skip
     Path(options["out"], f"rank-{trainer.global_rank}.json").write_text(json.dumps(found))

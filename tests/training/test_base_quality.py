@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model
 from test_training import trainer
 from test_tuning import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,3 +126,28 @@ def test_only_the_old_vocabulary_is_chosen_from_before(
     text = torch.from_numpy(PreparedText(prepared_folder).tokens("validation")[:TOKENS].astype("int64"))
     base = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     assert quality.before["data/dense"] == pytest.approx(dense(base, text, SIZE + 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["zero", "kv"])
+def test_before_is_without_an_outlet(kind: Any, model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for each in ("none", kind):
+        quality = BaseQuality(tokens=TOKENS, size=SIZE)
+        module = make(model_folder, "full", sink=SinkConfig(kind=each))
+        batches = SinkDataModule(str(prepared_folder), sequence_length=32, batch_size=4)
+        trainer(tmp_path / each, 2, callbacks=[quality]).fit(module, batches)
+        found[each] = quality.before
+    assert found[kind] == pytest.approx(found["none"], rel=1e-5)
+
+
+def test_a_model_that_cannot_stream_is_trained_all_the_same(
+    tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    fields = {"model_type": "gpt2", "vocab_size": len(tokenizer), "n_positions": 512}
+    tiny_model("llama", **fields).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    module, quality = run(tmp_path, prepared_folder, tmp_path / "run")
+    assert module.trainer.global_step == 3 and quality.before == {} == quality.after
+    said = capsys.readouterr().out
+    assert "base_quality: the model is not measured before and after" in said and "cannot stream" in said

@@ -124,3 +124,15 @@ def test_a_strategy_tunes_as_one_process(
         assert each["sink"] == pytest.approx(alone["sink"], abs=2e-5) == found[0]["sink"]
         assert each["validation"] == pytest.approx(alone["validation"], abs=2e-5)
         assert each["weights"] == pytest.approx(alone["weights"], rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2-tensor2", "zero3"])
+def test_before_and_after_are_those_of_one_process(
+    strategy: str, starter: Ranks, text: dict[str, str], tmp_path: Path
+) -> None:
+    """Every run of `sinktrain fit` measures a pretrained model, however it is spread."""
+    own = run(starter, tmp_path / "alone", "auto", 1, 4, 1, **text, measured=90)[0]
+    batch = 4 if "tensor" in strategy else 2
+    for found in run(starter, tmp_path / "run", strategy, 2, batch, 1, **text, measured=90):
+        assert found["before"] == pytest.approx(own["before"], rel=1e-4) and len(found["before"]) == 2
+        assert found["after"] == pytest.approx(own["after"], rel=1e-3)

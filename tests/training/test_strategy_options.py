@@ -36,6 +36,8 @@ def test_without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     ({"strategy": "fsdp2-tensor2", "model": "no plan"}, "has no plan for it"),
     ({"strategy": "fsdp2-tensor2", "model": "heads"}, "tensor_parallel 2: does not divide the 1 heads"),
     ({"strategy": "fsdp2-tensor2", "sink": {"kind": "logit"}}, "does not split sinks of single heads"),
+    ({"strategy": "fsdp2-tensor2", "tuning": {"mode": "lora"}}, "does not split what model.tuning.mode lora adds"),
+    ({"strategy": "fsdp2-tensor2", "tuning": {"mode": "embed"}}, "does not split what model.tuning.mode embed adds"),
     ({"strategy": "zero2", "optimizer": {"name": "muon"}}, "optimizer.name muon: needs whole matrices"),
 ])  # fmt: skip
 def test_runs_that_cannot_be(

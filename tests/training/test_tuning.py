@@ -125,6 +125,7 @@ def batch(module: SinkModule, count: int = 1, documents: bool = False) -> dict[s
     """Three rows; with `documents`, each of two documents and padding."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, 90, (3, 24), generator=generator)
+    count = min(count, len(module.sink_ids))
     positions = torch.arange(24).expand(3, -1).clone()
     starts = [0, 10] if documents else [0]
     for start in starts:
@@ -206,6 +207,22 @@ def test_frozen_weights_in_bfloat16_leave_the_row_in_float32(
         assert min(recorder.losses[1:]) < recorder.losses[0]
         written = module.model.get_input_embeddings().weight[module.sink_ids]
         assert torch.equal(written, module.rows.parameter.detach().bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["logit", "kv"])
+def test_outlets_beside_frozen_weights_in_bfloat16(
+    kind: Any, model_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    module = make(model_folder, "sink_only", dtype="bfloat16", sink=SinkConfig(kind=kind))
+    module.configure_model()
+    names = [name for name, p in module.model.named_parameters() if p.requires_grad]
+    start = {name: module.model.get_parameter(name).detach().clone() for name in names}
+    fitted(module, prepared_folder, tmp_path, callbacks=[Checkpoints(str(tmp_path / "kept"))])
+    assert {p.requires_grad: p.dtype for p in module.parameters()} == {True: torch.float32, False: torch.bfloat16}
+    assert names and changed(module, start) == set(names)
+    kept = dict(load_checkpoint(tmp_path / "kept").model.named_parameters())
+    for name in names:
+        assert torch.equal(kept[name], module.model.get_parameter(name))
 
 
 # ---- distillation
@@ -333,6 +350,61 @@ def test_distillation_holds_the_model_to_what_it_said(either: Path, prepared_fol
     assert ends[1.0][0] < 0.8 * ends[0.0][0]
 
 
+@pytest.mark.parametrize("kind", ["logit", "kv", "zero"])
+def test_the_model_as_it_was_has_no_outlet(kind: Any, model_folder: Path) -> None:
+    mode = "lora" if kind == "zero" else "sink_only"
+    module = make(model_folder, mode, distill=1.0, sink=SinkConfig(kind=kind))
+    module.configure_model()
+    data = batch(module)
+    objective = module.losses(data)[0]
+    expected = 0.0
+    with torch.no_grad():
+        own = module.model(input_ids=data["input_ids"], use_cache=False).logits.log_softmax(-1)
+    for ids, found in zip(data["input_ids"], own, strict=True):
+        p = base_log_probabilities(model_folder, ids)[:-1]
+        expected += float((p.exp() * (p - found[:-1])).sum())
+    assert expected > 0.01 and float(objective) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["sink_only", "lora"])
+def test_a_sink_that_was_there_stays_as_it_was_for_distillation(
+    mode: str, model_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    """The row goes on being trained, and what it is held to must not follow it."""
+    from sinktrain.export.export import export
+
+    fitted(make(model_folder, "sink_only"), prepared_folder, tmp_path, callbacks=[Checkpoints(str(tmp_path / "kept"))])
+    out = export(tmp_path / "kept", tmp_path / "model")
+    module = make(out, mode, distill=1.0)
+    module.configure_model()
+    with torch.no_grad():
+        module.rows.parameter.add_(torch.randn(module.rows.parameter.shape, generator=torch.Generator().manual_seed(0)))
+        module.rows.write_back()
+        ids = batch(module)["input_ids"]
+        own = module.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    expected = 0.0
+    for row, found in zip(ids, own, strict=True):
+        p = base_log_probabilities(out, row)[:-1]
+        expected += float((p.exp() * (p - found[:-1])).sum())
+    assert expected > 0.1 and float(module.losses(batch(module))[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_teacher_keeps_its_windows_in_packed_documents(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """An outlet minds windows without a mask; the model as it was must get one that has them."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tiny_model("mistral", vocab_size=len(tokenizer), sliding_window=4).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    module = make(tmp_path, "full", distill=1.0, sink=SinkConfig(kind="zero"))
+    module.configure_model()
+    module.model.config._attn_implementation = module.unmasked  # as in a fit
+    data = batch(module, documents=True)
+    wanted = module.teacher.wanted(data["input_ids"], data["position_ids"], module._run)  # type: ignore[union-attr]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = base.base_model(input_ids=data["input_ids"][:, :10]).last_hidden_state
+    torch.testing.assert_close(wanted.other[:, :10], expected, rtol=1e-4, atol=1e-4)  # type: ignore[index]
+
+
 # ---- checkpoints
 
 
@@ -372,6 +444,29 @@ def test_a_checkpoint_gives_the_plain_model(mode: str, either: Path, prepared_fo
         torch.testing.assert_close(trained.model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (TuningConfig(mode="embed"), TuningConfig(mode="sink_only")),
+        (TuningConfig(), TuningConfig(mode="sink_only")),
+        (TuningConfig(mode="lora"), TuningConfig(mode="lora", alpha=1.0)),
+        (TuningConfig(), TuningConfig(distill=0.5)),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(
+    before: TuningConfig, after: TuningConfig, model_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    """What was saved would be exported as something that it is not."""
+
+    def run(tuning: TuningConfig, steps: int) -> None:
+        module = SinkModule(name=str(model_folder), tuning=tuning, optimizer=OptimizerConfig(warmup_steps=1))
+        fitted(module, prepared_folder, tmp_path, steps, callbacks=[Checkpoints(str(tmp_path / "kept"))])
+
+    run(before, 2)
+    with pytest.raises(UserError, match=r"model\.tuning: .* differs from the checkpoint's"):
+        run(after, 4)
+
+
 # ---- bad input
 
 
@@ -399,7 +494,13 @@ def refused(words: str, **fields: Any) -> None:
 def test_what_does_not_go_together(model_folder: Path, tokenizer_folder: Path) -> None:
     name, alone = str(model_folder), TuningConfig(mode="sink_only")
     targets = TuningConfig(mode="lora", targets=["q_proj", "query"])
-    refused("targets query: is no matrix of llama; choose from down_proj, gate_proj, k_proj", name=name, tuning=targets)
+    refused(
+        "targets query: is no matrix of the layers of llama; choose from down_proj, gate_proj, k_proj",
+        name=name,
+        tuning=targets,
+    )
+    head = TuningConfig(mode="lora", targets=["q_proj", "lm_head"])
+    refused("targets lm_head: is no matrix of the layers of llama", name=name, tuning=head)
     refused("leaves nothing to train", name=name, tuning=alone, sink=SinkConfig(kind="none"))
     refused("leaves nothing to train", name=name, tuning=alone, sink=SinkConfig(kind="zero"))
     refused("dtype bfloat16: is for weights that are not trained", name=name, dtype="bfloat16")
