@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ASSISTANT = "assistant"
+_OTHER = "\ue000 something else \ue001"
+"""What no template and no conversation has."""
+
 _BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Messages = list[dict[str, Any]]
 
@@ -61,6 +64,7 @@ class Template:
     Where the template marks what the assistant says with `{% generation %}` blocks, these are trained on. Otherwise
     a turn of the assistant is what follows the conversation before it, rendered up to where a reply begins. So its
     header is not trained on and the token that ends it is; white space behind that token belongs to the next turn.
+    Where the template writes a turn otherwise once there are more, it is the content and the token that ends it.
 
     Everything is rendered by transformers, in Jinja's sandbox.
 
@@ -143,11 +147,26 @@ class Template:
         ended = self._text(messages[: number + 1])
         begun = self._text(messages[:number], asks=True) if number else self._before_the_first(messages)
         if not (whole.startswith(ended) and ended.startswith(begun)):
-            raise _Rewrites
+            return self._content(messages, number, whole)
         turn = ended[len(begun) :]
         if (stripped := turn.rstrip()).endswith(self._ends):
             turn = stripped
         return len(begun), len(begun) + len(turn)
+
+    def _content(self, messages: Messages, number: int, whole: str) -> tuple[int, int]:
+        """The span of what the message says and of the token that ends it: between what stays when it says otherwise.
+
+        For templates that write a turn in another way once there are more: Qwen 3 leaves out what earlier replies thought.
+        """
+        other = self._text([{**each, "content": _OTHER} if i == number else each for i, each in enumerate(messages)])
+        before, found, after = other.partition(_OTHER)
+        end = len(whole) - len(after)
+        said = messages[number]["content"].strip()
+        same = whole.startswith(before) and whole.endswith(after) and len(before) <= end
+        if not found or _OTHER in after or not same or whole[len(before) : end].strip() != said:
+            raise _Rewrites
+        mark = max((token for token in self._ends if after.startswith(token)), key=len, default="")
+        return len(before), end + len(mark)
 
     def _before_the_first(self, messages: Messages) -> str:
         """What comes before a conversation's first message, the assistant's: all that does not depend on what it is."""

@@ -57,6 +57,13 @@ def read_skeleton(name: str, vocabulary: int | None) -> Skeleton:
     """
     settings: dict[str, Any] = _read_yaml(name) if name.endswith((".yaml", ".yml")) else {"name": name}
     checkpointing = bool(settings.get("gradient_checkpointing", False))
+    for option, usual in (("tuning", {"mode": "full", "distill": 0.0}), ("band", None)):
+        chosen = settings.get(option)
+        if chosen and (usual is None or any(chosen.get(key, value) != value for key, value in usual.items())):
+            raise UserError(
+                f"--model {name}: has model.{option}, which is not planned for; leave it out to plan training "
+                "of every weight with full attention."
+            )
     fields = settings.get("config")
     if fields is None:
         if not settings.get("name"):

@@ -128,7 +128,7 @@ def save_adapters(model: PreTrainedModel, settings: Mapping[str, Any], folder: P
     config = lora_config(settings)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    config.target_modules = sorted({name.rpartition(".")[2] for name, _ in _layers(model)})
+    config.target_modules = sorted(name for name, _ in _layers(model))
     folder.mkdir()
     weights = {
         f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().contiguous().cpu()

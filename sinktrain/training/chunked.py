@@ -111,7 +111,8 @@ class ChunkedLoss(torch.autograd.Function):
 def _distilled(logits: Tensor, targets: Tensor, wanted: Wanted, part: slice, gradients: bool) -> tuple[Tensor, Tensor]:
     """`_nll_and_gradient` with another model's expectations: its states of the positions in `part`."""
     assert wanted.other is not None
-    known, bias = slice(wanted.known), getattr(wanted.head, "bias", None)
+    width = min(len(wanted.head.weight), wanted.known or logits.shape[1])  # a tokenizer may have more than its model
+    known, bias = slice(width), getattr(wanted.head, "bias", None)
     theirs = F.linear(
         wanted.other[part].to(logits.dtype),
         wanted.head.weight[known].to(logits.dtype),

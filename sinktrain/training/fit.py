@@ -119,9 +119,13 @@ def _remove(new: list[Path], folders: list[Path]) -> None:
 
 
 def in_order(trainer: L.Trainer) -> None:
-    """Lets checkpoints be called after other callbacks, whose state they keep, and the progress bar last of all."""
+    """Lets checkpoints be called after other callbacks, whose state they keep, and the progress bar last of all.
+
+    What is measured at the very end comes after the checkpoint, so that nothing is lost should it fail.
+    """
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.sort(key=lambda callback: (isinstance(callback, ProgressBar), isinstance(callback, Checkpoints)))
+    last = (ProgressBar, BaseQuality, Checkpoints)
+    callbacks.sort(key=lambda callback: tuple(isinstance(callback, kind) for kind in last))
 
 
 _NOISE = (

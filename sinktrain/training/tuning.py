@@ -28,8 +28,9 @@ class TuningConfig:
             the sink. `sink_only`: the sink, every other weight as it was: a row of the embedding for each sink token.
             `embed`: the sink, and the scales and biases of the norms.
         distill: from 0 to 1, how much of the objective is the KL divergence from the next-token distribution of the
-            model as it was, without a sink and with all of the sample's text before; the rest is the NLL. It keeps the
-            model from drifting to the text that it is tuned on.
+            model as it was, without the new sink and with all of the sample's text before; the rest is the NLL. It
+            keeps the model from drifting to the text that it is tuned on. Where the weights as they were are not those
+            in training (modes `full` and `embed`, outlets, a sink that was there), each process holds a copy of them.
         rank: r of `lora`.
         alpha: of `lora`; what the adapters add is scaled by alpha / r.
         dropout: of `lora`, on what goes into the adapters.

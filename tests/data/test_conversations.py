@@ -227,14 +227,39 @@ REFUSED = {
                      r"row 1,234: the chat template refuses the conversation \(Unknown role poet\)"),
     "two of the same": (TEMPLATES["llama2"], [{"role": "user", "content": "a"}, {"role": "user", "content": "b"},
                                               {"role": "assistant", "content": "c"}], "Roles must alternate"),
-    "rewrites": (CHATML.replace("{{ '<|im_start|>' + m", "{{ loop.length ~ '<|im_start|>' + m"),
+    "rewrites": (CHATML.replace("{{ '<|im_start|>' + m", "{{ loop.length ~ '<|im_start|>' + m")
+                 .replace("m['content']", "m['content'] | upper"),
                  [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
                   {"role": "user", "content": "c"}], r"once there is more of it \(--source talks.jsonl, row 1,234\)"),
-    "thinks first": (CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"),
-                     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "generation %}"),
     "leaves the sandbox": ("{{ messages.__class__.__mro__ }}{{ messages[0]['content'] }}",
                            [{"role": "assistant", "content": "b"}], "refuses the conversation"),
 }  # fmt: skip
+
+
+THINKS = {
+    "in the last turn alone": CHATML.replace(
+        "m['role'] + '\n' + ",
+        "m['role'] + '\n' + ('<think></think>' if loop.last and m['role'] == 'assistant' else '') + ",
+    ),
+    "where a reply begins": CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"),
+    "and counts": CHATML.replace("{{ '<|im_start|>' + m", "{{ loop.length ~ '<|im_start|>' + m"),
+}
+"""Templates that write a turn otherwise once there are more, as Qwen 3's and R1's do."""
+
+
+@pytest.mark.parametrize("name", list(THINKS))
+@given(messages=conversations())
+@settings(max_examples=40, deadline=None)
+def test_turns_that_are_written_otherwise_later(name: str, tokenizer_folder: Path, messages: Messages) -> None:
+    messages = [{**each, "content": each["content"].strip() or "a"} for each in messages]
+    template = Template(chat_tokenizer(tokenizer_folder, THINKS[name]), "small", "talks.jsonl")
+    ids, trained = tokens_of(template, messages)
+    assert ids == template.tokenizer.apply_chat_template(messages, return_dict=False)
+    expected = [each["content"] + "<|im_end|>" for each in messages if each["role"] == "assistant"]
+    found = runs(template.tokenizer, ids, trained)
+    if name == "in the last turn alone" and messages[-1]["role"] == "assistant":  # what a reply begins with counts
+        expected[-1] = "<think></think>" + expected[-1]
+    assert [each.removeprefix("\n") for each in found] == [each.removeprefix("\n") for each in expected]
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
