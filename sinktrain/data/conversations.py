@@ -156,7 +156,7 @@ class Template:
     def _content(self, messages: Messages, number: int, whole: str) -> tuple[int, int]:
         """The span of what the message says and of the token that ends it: between what stays when it says otherwise.
 
-        For templates that write a turn in another way once there are more: Qwen 3 leaves out what earlier replies thought.
+        For templates that write a turn in another way once there are more: Qwen 3 leaves out what replies thought.
         """
         other = self._text([{**each, "content": _OTHER} if i == number else each for i, each in enumerate(messages)])
         before, found, after = other.partition(_OTHER)

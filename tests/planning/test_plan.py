@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from sinktrain.base.errors import UserError
 from sinktrain.base.models import model_from_config
 from sinktrain.cli import main
 from sinktrain.planning import as_trained
@@ -284,3 +285,12 @@ def test_mistakes_are_one_sentence(
     assert main(["plan", *(known + line).split()]) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and MISTAKES[line] in told[0]
+
+
+@pytest.mark.parametrize("more", ["tuning: {mode: sink_only}", "tuning: {distill: 0.5}", "band: 1+63"])
+def test_what_is_not_planned_for_is_refused(more: str, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(f"model:\n  name: {model_folder}\n  {more}\n")
+    with pytest.raises(UserError, match=r"has model\.(tuning|band), which is not planned for; leave it out"):
+        read_skeleton(str(tmp_path / "m.yaml"), None)
+    (tmp_path / "m.yaml").write_text(f"model:\n  name: {model_folder}\n  tuning: {{mode: full}}\n")
+    assert read_skeleton(str(tmp_path / "m.yaml"), None).layers == 3
