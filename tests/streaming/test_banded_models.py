@@ -11,7 +11,6 @@ from dense_band import dense_attention
 from family_models import FAMILIES, REFUSED, make, some_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sinktrain.evaluation.observe import attention_columns
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
@@ -21,6 +20,7 @@ from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.streaming import CacheSpec, blocks, reference_nll, stream_nll
 from sinktrain.streaming.band import Band
+from sinktrain.streaming.observe import attention_columns
 from sinktrain.streaming.train import NAME, Banded, band_aside, band_spec
 
 CACHES = ["0+7", "1+1", "1+7", "2+13", "4+9", "1+60"]

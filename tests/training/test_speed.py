@@ -42,7 +42,7 @@ def quick_backend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real(function, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", quick)
-    monkeypatch.setattr("sinktrain.training.loss._cache", [])
+    monkeypatch.setattr("sinktrain.training.chunked._cache", [])
     return compiled
 
 
