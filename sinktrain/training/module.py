@@ -16,24 +16,19 @@ from sinktrain.base.errors import UserError
 from sinktrain.base.models import (
     fingerprint,
     load_config,
-    load_model,
     load_tokenizer,
-    model_from_config,
     trained_length,
 )
 from sinktrain.sinks import SinkConfig
-from sinktrain.sinks.add_outlet import add_outlet
-from sinktrain.sinks.embedding import grow_embedding
 from sinktrain.sinks.tokenizer import add_sink_tokens, front_of, has_these_sinks
 from sinktrain.streaming.spec import PositionRule
 from sinktrain.streaming.train import Banded, band_spec
+from sinktrain.training.build import build
 from sinktrain.training.checkpoints import check_record, checkpoint_record
 from sinktrain.training.chunked import HeadRows, Wanted
-from sinktrain.training.first_token import most_attended
 from sinktrain.training.guards import GuardConfig
-from sinktrain.training.heads import has_plain_head
 from sinktrain.training.loss import logits_loss, next_token_loss
-from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked, unmasked_attention
+from sinktrain.training.masks import WithoutMasks, document_mask, is_unmasked
 from sinktrain.training.notices import Notices
 from sinktrain.training.optimizer import OptimizerConfig, build_optimizer
 from sinktrain.training.options import Dtype, check_options
@@ -41,7 +36,7 @@ from sinktrain.training.schedule import build_schedule
 from sinktrain.training.sharding import shard
 from sinktrain.training.step import CONSTANT, GlobalStep
 from sinktrain.training.teacher import Teacher
-from sinktrain.training.tuning import TuningConfig, free, only_adds
+from sinktrain.training.tuning import TuningConfig
 from sinktrain.training.zero import UndecayedParts, engine, fragments, write_back
 
 Look = TypeVar("Look")
@@ -118,6 +113,7 @@ class SinkModule(L.LightningModule):
         self.band_rule: PositionRule = band_rule
         self.banded: Banded | None = None
         self.model: Any = None
+        self.plain_head = False  # whether logits are the head applied to the last hidden states
         self.rows: Any = None  # the sinks' rows, where they are trained by themselves
         self.teacher: Teacher | None = None
         self.unmasked: str | None = None  # the attention to train with, where it is not the model's own
@@ -141,46 +137,9 @@ class SinkModule(L.LightningModule):
             shard(self, mesh, str(self.trainer.precision))
 
     def _build(self) -> None:
-        """Loads or makes the model and gives it the sink's row."""
-        if self.model is not None:
-            return
-        if self.name is not None:
-            self.model = self._pretrained()
-        else:
-            size = len(self.tokenizer) - len(self.sink_ids)  # the sink's row is added below, the same way for all
-            self.model = model_from_config(self.new_config or {}, size, self.seed)
-        if not self.had_sinks:
-            is_new = self.name is None
-            copied = self.bos_id
-            if self.sink.init == "attended":
-                copied = most_attended(self.model, min(self.sink_ids), self.sink.seed)
-            grow_embedding(self.model, len(self.tokenizer), self.sink_ids, self.sink, copied, is_new)
-        add_outlet(self.model, self.sink)
-        self.plain_head = has_plain_head(self.model)
-        self.rows = free(self.model, self.tuning, self.sink_ids, self.seed)
-        if self.band is None:
-            self.unmasked = unmasked_attention(self.model)
-        else:
-            self.banded = Banded(self.model, self.band, self.band_rule)
-        if self.tuning.distill:
-            self.teacher = self._as_it_was()
-        if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        self.model.train()
-        if self.compiled:
-            # In place, so that the names of the weights stay. The shapes of batches never change.
-            self.model.base_model.compile(dynamic=False)
-
-    def _as_it_was(self) -> Teacher:
-        """The same weights once more, where the model as it was is in them still; else a copy."""
-        shared = only_adds(self.model) and not (self.had_sinks or self.sink.has_outlet)
-        before = self.model if shared else self._pretrained()
-        if not shared and (unmasked := unmasked_attention(before)) is not None:
-            before.config._attn_implementation = unmasked  # it gets whole texts, or the mask of packed documents
-        return Teacher(before, shared, self.front, self.sink_ids, self.known, self.tuning.distill)
-
-    def _pretrained(self) -> Any:
-        return load_model(str(self.name), getattr(torch, self.dtype_of_weights), **self.hub)
+        """Makes the model, if it is not made yet."""
+        if self.model is None:
+            build(self)
 
     @property
     def known(self) -> int | None:

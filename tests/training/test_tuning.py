@@ -549,7 +549,7 @@ def test_a_token_of_the_same_name_that_is_no_sink(model_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("part", ["embedding", "head"])
 def test_an_embedding_that_cannot_grow(part: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sinktrain.training import module as where
+    from sinktrain.training import build as where
 
     def quantized(*args: Any, **kwargs: Any) -> Any:
         model = AutoModelForCausalLM.from_pretrained(model_folder)
@@ -619,7 +619,7 @@ def test_a_band_is_held_to_what_the_model_said_of_the_whole_text(mode: str, eith
 
 
 def test_an_embedding_that_is_spread_already(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sinktrain.training import module as where
+    from sinktrain.training import build as where
 
     def spread(*args: Any, **kwargs: Any) -> Any:
         model = AutoModelForCausalLM.from_pretrained(model_folder)
