@@ -180,16 +180,13 @@ def make_module(config: dict[str, Any], folder: str, job: dict[str, Any]) -> Any
                                "optimizer": OptimizerConfig(name=job["optimizer"], warmup_steps=1)}  # fmt: skip
     if job["mode"] == "full":
         return SinkModule(config=config, **options)
-    try:
-        from sinktrain.training.tuning import TuningConfig
-    except ImportError:
-        sys.exit(f"--mode {job['mode']}: this sinktrain has no model.tuning; measure --mode full.")
     from sinktrain.base.models import model_from_config
+    from sinktrain.training.tuning import TuningConfig
 
     name = str(Path(folder) / f"model-{config['hidden_size']}")
     # In bfloat16, as most models are stored: float32 weights would stay in the mapped file, the rows that grew twice.
     model_from_config(config, MODELS[job["model"]][1]).bfloat16().save_pretrained(name)
-    return SinkModule(name=name, tuning=TuningConfig(mode=job["mode"]), **options)  # type: ignore[call-arg]
+    return SinkModule(name=name, tuning=TuningConfig(mode=job["mode"]), **options)
 
 
 def reset_peak(*_: Any) -> None:

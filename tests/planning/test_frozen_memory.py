@@ -53,45 +53,13 @@ def test_activations_are_those_that_the_gradient_of_states_needs() -> None:
     assert measure_memory.planned({**JOB, "checkpointing": True}).activations < by_hand / 5
 
 
-STAND_IN = """
-import json, sys
-from pathlib import Path
-import torch
-from torch import nn
-import measure_memory
-from sinktrain.base.models import model_from_config
-from sinktrain.training import OptimizerConfig, SinkModule
-
-
-class Frozen(SinkModule):
-    def _build(self):
-        if self.model is None:
-            super()._build()
-            self.model.requires_grad_(False)
-            embedding, sink = self.model.get_input_embeddings(), self.sink_ids[0]
-            self.model.row = nn.Parameter(embedding.weight[sink].detach().clone()[None])
-            embedding.register_forward_hook(
-                lambda module, ids, out: torch.where((ids[0] == sink)[..., None], self.model.row[0].to(out.dtype), out)
-            )
-
-
-def make_module(config, folder, job):
-    name = str(Path(folder) / f"model-{config['hidden_size']}")
-    model_from_config(config, measure_memory.VOCABULARY).bfloat16().save_pretrained(name)
-    return Frozen(name=name, tokenizer=folder, optimizer=OptimizerConfig(warmup_steps=1))
-
-
-measure_memory.make_module = make_module
-print(json.dumps(measure_memory.measure(json.loads(sys.argv[1]))))
-"""
-"""A module whose weights are frozen in the plainest way."""
-
-
 @pytest.mark.slow
-def test_the_peak_is_that_of_a_run_with_frozen_weights() -> None:
-    command = [sys.executable, "-c", STAND_IN, json.dumps({**JOB, "layers": None, "samples": 8})]
-    environment = measure_memory.environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def test_the_peak_is_that_of_a_run() -> None:
+    script = str(ROOT / "scripts/measure_memory.py")
+    command = [sys.executable, script, "--measure", json.dumps({**JOB, "layers": None, "samples": 8})]
+    done = subprocess.run(
+        command, cwd=ROOT, env=measure_memory.environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     plan = measure_memory.planned({**JOB, "layers": None, "samples": 8})
