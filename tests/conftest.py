@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from chat_templates import CHATML, chat_tokenizer
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -103,6 +104,16 @@ def model_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.fixture(scope="session", params=["tied", "untied"])
+def either(request: pytest.FixtureRequest, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk, with a tied head and without."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_model("llama", vocab_size=len(tokenizer), tie_word_embeddings=request.param == "tied").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def some_text(words: int, seed: int) -> str:
     """Text that a tiny model can learn something from: each word depends on the one before."""
     generator = random.Random(seed)
@@ -120,6 +131,23 @@ def prepared_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory
     source = folder / "source.txt"
     source.write_text("\n\f\n".join(some_text(120, seed) for seed in range(30)))
     return prepare(str(source), folder / "data", tokenizer=str(model_folder), validation_fraction=0.3)
+
+
+@pytest.fixture(scope="session")
+def chatty(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("chatty")
+    chat_tokenizer(tokenizer_folder, CHATML).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def talked(chatty: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty conversations, prepared; `talks.jsonl` beside the folder is where they came from."""
+    from chat_talks import talks, write
+
+    root = tmp_path_factory.mktemp("talks")
+    return prepare(write(root / "talks.jsonl", talks(80)), root / "out", chatty, chat=True, validation_fraction=0.2)
 
 
 _FAULTS: list[Faults] = []

@@ -34,7 +34,7 @@ def has_these_sinks(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> b
     Raises:
         UserError: it has other sinks, or a token of that name which is no sink.
     """
-    held = dict(sorted(_sinks(tokenizer), key=lambda item: item[1]))
+    held = dict(_sinks(tokenizer))
     if not held:
         return False
     if list(held) != config.tokens:
@@ -73,7 +73,7 @@ def add_sink_tokens(tokenizer: PreTrainedTokenizerBase, config: SinkConfig) -> l
     """
     if not config.tokens:
         return []
-    if held := [token for token, _ in _sinks(tokenizer)]:
+    if held := sink_tokens_of(tokenizer):
         raise UserError(f"model.name: its tokenizer holds {held[0]} already; start from a model without a sink.")
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(

@@ -41,6 +41,10 @@ class Wanted:
     known: int | None = None
     speaks: Tensor | None = None
 
+    def spoken(self, valid: Tensor, part: slice = slice(None)) -> Tensor:
+        """Which of the `valid` positions, those in `part` of all, the other model says something at."""
+        return valid if self.speaks is None else valid & self.speaks[part]
+
 
 @dataclass(frozen=True)
 class HeadRows:
@@ -121,7 +125,7 @@ def _distilled(logits: Tensor, targets: Tensor, wanted: Wanted, part: slice, gra
     scores = logits if logits.dtype == torch.float64 else logits.float()
     expected = (theirs if theirs.dtype == torch.float64 else theirs.float()).log_softmax(-1)
     valid = targets != IGNORED
-    spoken = valid if wanted.speaks is None else valid & wanted.speaks[part]
+    spoken = wanted.spoken(valid, part)
     chosen = targets.clamp(min=0)[:, None]
     log_z = scores.logsumexp(1)
     nll = ((log_z - scores.gather(1, chosen)[:, 0]) * valid).sum()

@@ -6,6 +6,7 @@ z-loss and is slower on a CPU: `scripts/bench_loss.py` compares the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,8 +59,7 @@ def _shifted(wanted: Wanted) -> Wanted:
     if wanted.other is None:
         return wanted
     speaks = None if wanted.speaks is None else wanted.speaks[:, :-1].flatten()
-    other = wanted.other[:, :-1].flatten(0, 1)
-    return Wanted(wanted.z_loss, wanted.share, other, wanted.head, wanted.known, speaks)
+    return replace(wanted, other=wanted.other[:, :-1].flatten(0, 1), speaks=speaks)
 
 
 def logits_loss(
@@ -76,10 +76,6 @@ def logits_loss(
     if wanted.other is not None:
         expected = wanted.other[:, : wanted.known].float().log_softmax(-1)
         found = scores.log_softmax(-1)[:, : expected.shape[1]]
-        divergence = (expected.exp() * (expected - found)).sum(-1) * _spoken(wanted, valid)
+        divergence = (expected.exp() * (expected - found)).sum(-1) * wanted.spoken(valid)
         objective = (1 - wanted.share) * objective + wanted.share * divergence.sum()
     return objective, nll.detach(), valid.sum()
-
-
-def _spoken(wanted: Wanted, valid: Tensor) -> Tensor:
-    return valid if wanted.speaks is None else valid & wanted.speaks

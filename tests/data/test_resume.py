@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_talks import content
+from killed_preparation import killed_preparation
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import kept_folder
 from sinktrain.data import prepare as verb
 from sinktrain.data import shards
 from sinktrain.data.prepare import prepare
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from sinktrain.data import journal, shards
-from sinktrain.data.prepare import prepare
-
-shards._SHARD = 150
-where, times = sys.argv[3], int(sys.argv[4])
-owner, name = {"line": (journal.Journal, "add"), "write": (shards.Shards, "write")}[where]
-real, calls = getattr(owner, name), []
-
-def counted(self, *given):
-    real(self, *given)
-    calls.append(1)
-    if len(calls) == times:
-        if where == "write":
-            for file in (*self._files, self._records):
-                file.flush()  # the half shard is on disk too
-        os.kill(os.getpid(), signal.SIGKILL)
-
-setattr(owner, name, counted)
-prepare(sys.argv[1], Path(sys.argv[2]), train_tokenizer=300)
-"""
 
 
 @pytest.fixture
@@ -52,18 +27,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def killed(source: Path, out: Path, where: str, times: int) -> dict[str, Any]:
     """The last line of the journal that a killed run left."""
-    command = [sys.executable, "-c", KILLED, str(source), str(out), where, str(times)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not out.exists()
-    lines = (out.with_name(f".{out.name}.draft") / "notes" / "journal.jsonl").read_text().splitlines()
-    return json.loads(lines[-1]) if len(lines) > 1 else {}
+    return killed_preparation(source, out, where, times, 150, train_tokenizer=300)
 
 
 @pytest.mark.parametrize(("where", "times"), [("line", 1), ("line", 4), ("write", 2), ("write", 45)])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from differentiated import output_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -55,11 +57,7 @@ class Case:
 
     def run(self, how: Any, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Tensor]:
         """The output and all gradients, float64, on the CPU."""
-        leaves = {name: x.to(device, dtype, copy=True).requires_grad_() for name, x in self.inputs.items()}
-        output = how(self, **leaves)
-        output.backward(self.above.to(device, dtype))
-        found = {"output": output.detach(), **{name: x.grad for name, x in leaves.items()}}
-        return {name: x.double().cpu() for name, x in found.items()}
+        return output_and_gradients(partial(how, self), self.inputs, self.above, dtype, device)
 
 
 def ours(case: Case, query: Tensor, key: Tensor, value: Tensor, **sinks: Tensor) -> Tensor:

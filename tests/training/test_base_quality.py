@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import tiny_model
 from test_training import trainer
-from test_tuning import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tuned_runs import make
 
 from sinktrain.data import SinkDataModule
 from sinktrain.data.prepare import prepare

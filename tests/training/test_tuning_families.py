@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import WORDS, some_text, tiny_model
-from test_tuning import changed, fitted, make
 from tokenizers import ByteLevelBPETokenizer, processors
 from tokenizers.implementations import SentencePieceBPETokenizer, SentencePieceUnigramTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from tuned_runs import changed, fitted, make
 
 from sinktrain.data.prepare import prepare
 from sinktrain.export.export import export
