@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All of the recipe, on a CPU: recipes/smollm2/run.sh [base|sink_only|lora|full|embed|two|inits|streams|tables ...]
+# All of the recipe, on a CPU: recipes/smollm2/run.sh [base|sink_only|lora|full|embed|two|band|inits|streams|tables ...]
 # Without arguments everything, in that order. What is there already is not made again: remove it from runs/smollm2 first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -52,8 +52,11 @@ full() { tune full; evaluate full $runs/full/checkpoints 100 0; }
 embed() { tune embed; }
 sink_only() {
   tune sink_only
-  # 400 recomputed tokens tell no difference of 1%; these do.
-  timed proof sinktrain evaluate --model.name $runs/sink_only/checkpoints --model.dtype bfloat16 --text data/austen.txt \
+  # 400 recomputed tokens tell no difference of 1%; these do. An hour and more for the first, half of one for the second.
+  timed proof sinktrain evaluate --model.name $runs/sink_only/checkpoints --model.dtype bfloat16 --text data/stdlib --skip 50000 \
+    --caches "0+2048 1+2047 4+2044" --tokens 49152 --recompute 4000 --seed 1 --out $runs/proof-stdlib-2048
+  sinktrain verify --results $runs/proof-stdlib-2048 --cache 1+2047 --against 4+2044
+  timed austen sinktrain evaluate --model.name $runs/sink_only/checkpoints --model.dtype bfloat16 --text data/austen.txt \
     --caches "0+256 1+255 4+252" --tokens 8192 --recompute 4000 --seed 1 --out $runs/sink_only-austen-256
   sinktrain verify --results $runs/sink_only-austen-256 || true
   evaluate sink_only $runs/sink_only/checkpoints 400 64
@@ -64,6 +67,22 @@ two() { # two sinks, and caches that keep one of them
     --trainer.logger false --trainer.limit_val_batches 0 --base_quality.tokens 0
   [ -e $runs/two-austen-256 ] || sinktrain evaluate --model.name $runs/two/checkpoints --model.dtype bfloat16 \
     --text data/austen.txt --caches "0+256 1+255 2+254 4+252" --tokens 8192 --recompute 0 --out $runs/two-austen-256
+}
+band() { # the row, and adapters, trained as they stream; and a cheap look at what streaming costs them
+  local mode steps
+  for mode in sink_only lora; do
+    steps=60
+    [ $mode = sink_only ] || steps=64
+    timed band-$mode sinktrain fit --config $recipe/fit.yaml --config $recipe/$mode.yaml --model.band 1+255 \
+      --data.sequence_length 1024 --data.batch_size 1 --trainer.max_steps $steps --trainer.val_check_interval $((steps / 2)) \
+      --trainer.default_root_dir $runs/band-$mode --trainer.logger.init_args.save_dir $runs/band-$mode \
+      --checkpoints.folder $runs/band-$mode/checkpoints
+    python $recipe/look.py --model $runs/band-$mode/checkpoints --text data/austen.txt --skip 400000 --sizes 256
+  done
+  python $recipe/look.py --model $runs/sink_only/checkpoints --text data/austen.txt --skip 400000 --sizes 256 512 1024 2048
+  python $recipe/look.py --model $runs/sink_only/checkpoints --text data/faq --sizes 256 512 1024
+  python $recipe/look.py --model $runs/sink_only/checkpoints --text data/stdlib --skip 20000 --sizes 256 512 1024
+  python $recipe/look.py --model $runs/sink_only/checkpoints --text data/stdlib --skip 20000 --tokens 24576 --sizes 2048
 }
 inits() { timed inits python $recipe/inits.py --out $runs/inits.json; }
 streams() {
@@ -91,6 +110,6 @@ tables() {
 }
 
 texts
-for part in "${@:-base sink_only lora full embed two inits streams tables}"; do
+for part in "${@:-base sink_only lora full embed two band inits streams tables}"; do
   for each in $part; do $each; done
 done
