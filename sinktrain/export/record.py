@@ -1,0 +1,40 @@
+"""`sinktrain.json`: what the sink of an exported model is, for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sinktrain
+from sinktrain.base.models import trained_length
+from sinktrain.sinks.tokenizer import sink_ids_of, sink_tokens_of
+from sinktrain.streaming.spec import CacheSpec
+from sinktrain.training.checkpoints import Trained
+
+RECORD = "sinktrain.json"
+SCHEMA = 1
+
+
+def sink_record(trained: Trained, verdict: dict[str, Any] | None) -> dict[str, Any]:
+    """Plain values.
+
+    Args:
+        trained: the model as it is exported; its weights are not looked at.
+        verdict: the record of `sinktrain verify`, if there is one.
+    """
+    ids = sink_ids_of(trained.tokenizer)
+    length = trained_length(trained.model.config)
+    return {
+        "schema": SCHEMA,
+        "sinktrain": sinktrain.__version__,
+        "sink": {
+            "kind": trained.sink.kind,
+            "count": len(ids),
+            "tokens": sink_tokens_of(trained.tokenizer),
+            "ids": ids,
+        },
+        "trained_length": length,
+        "cache": str(CacheSpec.default(len(ids), length)),
+        "step": trained.step,
+        "tuning": trained.tuning.mode,
+        "verdict": verdict,
+    }
