@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import sinktrain
+from sinktrain.base.errors import UserError
 from sinktrain.base.models import trained_length
 from sinktrain.sinks.tokenizer import sink_ids_of, sink_tokens_of
 from sinktrain.streaming.spec import CacheSpec
@@ -38,3 +41,18 @@ def sink_record(trained: Trained, verdict: dict[str, Any] | None) -> dict[str, A
         "tuning": trained.tuning.mode,
         "verdict": verdict,
     }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of an exported folder.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        if record["schema"] == SCHEMA and isinstance(record["sink"]["ids"], list):
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"--folder {folder}: holds no {RECORD} that can be read; name what `sinktrain export` wrote.")

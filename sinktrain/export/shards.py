@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.folders import umask
 from sinktrain.base.models import quiet
 from sinktrain.training.checkpoints import kept_buffers
 from sinktrain.training.weights import Weights
@@ -31,9 +32,9 @@ def write_model(model: PreTrainedModel, weights: Weights, folder: Path, shard_si
 
     for name, buffer in kept_buffers(model, weights):
         buffer.copy_(weights.of_shape(name, buffer.shape))
-    cpu_offload(model, "cpu", state_dict=weights)  # type: ignore[arg-type]  # any mapping will do
+    cpu_offload(model, "cpu", state_dict=weights)  # any mapping will do
     model.tie_weights()  # a placeholder for each was made
-    model.hf_device_map = {"": "cpu"}  # by which transformers knows to ask for the weights, file by file
+    model.hf_device_map = {"": "cpu"}  # type: ignore[assignment]  # by which transformers knows to ask for the weights, file by file
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
@@ -42,3 +43,5 @@ def write_model(model: PreTrainedModel, weights: Weights, folder: Path, shard_si
         if "size" not in str(error):
             raise
         raise UserError(f"--shard_size {shard_size}: is no size; give one such as 5GB or 500MB.") from error
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~umask())  # which safetensors makes private; a model is to be read by others

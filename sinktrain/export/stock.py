@@ -65,7 +65,8 @@ def _granite(llama: Any, dtype: torch.dtype) -> PreTrainedModel:
     with no_init_weights():
         stock: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     stock.tie_weights()
-    return stock.eval()
+    stock.eval()
+    return stock
 
 
 @torch.no_grad()
