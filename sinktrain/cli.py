@@ -23,6 +23,7 @@ VERBS = {
     "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),
     "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
     "check-export": ("sinktrain.export.check", "load an export elsewhere and compare it with its checkpoint"),
+    "push": ("sinktrain.export.push", "put an export into a repository of the hub, after it passed its checks"),
     "report": ("sinktrain.reporting.report", "make the page of a run"),
     "generate": ("sinktrain.generation.generate", "go on with a prompt, endlessly, in a memory that does not grow"),
     "chat": ("sinktrain.generation.chat", "talk with a model over one cache that is never reset"),
@@ -122,12 +123,10 @@ def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
 def _named(function: Any, arguments: list[str]) -> list[str]:
     """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
 
-    Paths that a verb cannot do without may be given so. In names `-` is `_`.
+    What a verb cannot do without may be given so. In names `-` is `_`.
     """
-    required = [
-        parameter.name for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is parameter.empty and parameter.annotation == "Path"
-    ]  # fmt: skip
+    parameters = inspect.signature(function).parameters.values()
+    required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
     front = next((n for n, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     given = arguments[:front]
     if len(given) > len(required):

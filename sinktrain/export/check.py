@@ -150,7 +150,7 @@ def _compare(
     from sinktrain.streaming import SinkCache
     from sinktrain.training.checkpoints import load_checkpoint
 
-    trained = load_checkpoint(checkpoint, option="--checkpoint")
+    trained = load_checkpoint(checkpoint, option="--checkpoint", merge=record["adapters"] != "kept")
     model: Any = trained.model
     ids = torch.tensor(questions["ids"])
     if trained.step != record["step"] or ids.max() >= model.get_input_embeddings().num_embeddings:

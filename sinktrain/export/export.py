@@ -13,6 +13,8 @@ from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.export.bundle import bundle
 from sinktrain.export.card import model_card
+from sinktrain.export.hub import OPTION, HubOptions, check_repository
+from sinktrain.export.push import push_checked
 from sinktrain.export.record import RECORD, sink_record
 from sinktrain.export.shards import write_model
 from sinktrain.export.stock import as_stock
@@ -29,6 +31,8 @@ def export(
     shard_size: str = "5GB",
     verdict: Path | None = None,
     adapters: Literal["merge", "keep"] = "merge",
+    push_to_hub: str | None = None,
+    hub: HubOptions = HubOptions(),  # noqa: B008
     overwrite: bool = False,
 ) -> Path:
     """Writes a checkpoint as a plain Hugging Face model: safetensors, config, tokenizer, model card.
@@ -45,6 +49,8 @@ def export(
         verdict: The JSON that `sinktrain verify` wrote, for the table of the model card.
         adapters: Of model.tuning.mode lora: `merge` adds them to the weights; `keep` writes them beside, for PEFT, into
             OUT/adapter, and the model with its sink and without them into OUT.
+        push_to_hub: A repository, USER/NAME, to push the folder to once it has passed the checks of `check-export`.
+        hub: How to push.
         overwrite: Replace an existing folder.
 
     Returns:
@@ -54,6 +60,8 @@ def export(
 
     judged = None if verdict is None else _read_verdict(verdict)
     merge = adapters == "merge"
+    if push_to_hub is not None:
+        check_repository(push_to_hub)
     with new_folder(out, "--out", overwrite=overwrite) as folder:
         trained, weights = open_checkpoint(checkpoint, getattr(torch, dtype), "--checkpoint", merge)
         if not merge:
@@ -63,13 +71,15 @@ def export(
         write_model(model, weights, folder, shard_size)
         save_tokenizer(trained.tokenizer, folder)
         _check(folder, trained.tokenizer("text").input_ids)
-        record = sink_record(trained, judged)
+        record = sink_record(trained, judged, kept=not merge)
         (folder / RECORD).write_text(json.dumps(redact(record), indent=2) + "\n")
         (folder / "custom_generate").mkdir()
         (folder / "custom_generate" / "generate.py").write_text(bundle(record["cache"]))
         (folder / "README.md").write_text(redact(model_card(trained, out.name, judged, kept=not merge)))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")
+    if push_to_hub is not None:
+        push_checked(out, push_to_hub, checkpoint, hub, OPTION)
     return out
 
 

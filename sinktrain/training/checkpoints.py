@@ -79,18 +79,21 @@ def check_record(checkpoint: dict[str, Any], sink: SinkConfig, tuning: TuningCon
         )
 
 
-def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32, option: str = "checkpoint") -> Trained:
+def load_checkpoint(
+    path: Path, dtype: torch.dtype = torch.float32, option: str = "checkpoint", merge: bool = True
+) -> Trained:
     """Reads a checkpoint of any strategy, on any machine, weight by weight into one model. Nothing is unpickled.
 
     Args:
         path: see `open_checkpoint`.
         dtype: of the weights.
         option: that named the path.
+        merge: see `open_checkpoint`.
 
     Raises:
         UserError: as `open_checkpoint`, or a weight is missing or of another shape.
     """
-    trained, weights = open_checkpoint(path, dtype, option)
+    trained, weights = open_checkpoint(path, dtype, option, merge)
     model = trained.model
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *kept_buffers(model, weights)):
