@@ -24,6 +24,7 @@ VERBS = {
     "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
     "check-export": ("sinktrain.export.check", "load an export elsewhere and compare it with its checkpoint"),
     "push": ("sinktrain.export.push", "put an export into a repository of the hub, after it passed its checks"),
+    "gguf": ("sinktrain.export.gguf", "write an export as a file for llama.cpp"),
     "report": ("sinktrain.reporting.report", "make the page of a run"),
     "generate": ("sinktrain.generation.generate", "go on with a prompt, endlessly, in a memory that does not grow"),
     "chat": ("sinktrain.generation.chat", "talk with a model over one cache that is never reset"),
