@@ -11,16 +11,18 @@ from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
 from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
+from sinktrain.evaluation.results import read_results
 from sinktrain.export.bundle import bundle
-from sinktrain.export.card import model_card
+from sinktrain.export.card import PICTURE, Findings, model_card, without_folders
 from sinktrain.export.hub import OPTION, HubOptions, check_repository
+from sinktrain.export.picture import draw
 from sinktrain.export.push import push_checked
 from sinktrain.export.record import RECORD, sink_record
 from sinktrain.export.shards import write_model
 from sinktrain.export.stock import as_stock
 from sinktrain.sinks.tokenizer import save_tokenizer
 from sinktrain.training.adapters import save_adapters
-from sinktrain.training.checkpoints import Trained, open_checkpoint
+from sinktrain.training.checkpoints import Trained, open_checkpoint, run_record
 from sinktrain.training.weights import Weights
 
 
@@ -46,7 +48,7 @@ def export(
         out: The folder to write.
         dtype: Of the weights.
         shard_size: Of the largest file of weights; about twice that is in memory at a time.
-        verdict: The JSON that `sinktrain verify` wrote, for the table of the model card.
+        verdict: The JSON that `sinktrain verify` wrote, for the model card; the results beside it, for its picture.
         adapters: Of model.tuning.mode lora: `merge` adds them to the weights; `keep` writes them beside, for PEFT, into
             OUT/adapter, and the model with its sink and without them into OUT.
         push_to_hub: A repository, USER/NAME, to push the folder to once it has passed the checks of `check-export`.
@@ -75,7 +77,11 @@ def export(
         (folder / RECORD).write_text(json.dumps(redact(record), indent=2) + "\n")
         (folder / "custom_generate").mkdir()
         (folder / "custom_generate" / "generate.py").write_text(bundle(record["cache"]))
-        (folder / "README.md").write_text(redact(model_card(trained, out.name, judged, kept=not merge)))
+        found = Findings(judged, _results_of(verdict), run_record(checkpoint, "--checkpoint"))
+        if found.results is not None:
+            draw(found.results, folder / PICTURE)
+        card = model_card(trained, push_to_hub or out.name, record["cache"], found, kept=not merge)
+        (folder / "README.md").write_text(redact(card))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")
     if push_to_hub is not None:
@@ -98,7 +104,15 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         record["sentences"], record["comparisons"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--verdict {path}: is not a verdict; name the JSON that `sinktrain verify` wrote.") from error
-    return record
+    return without_folders(record)
+
+
+def _results_of(verdict: Path | None) -> dict[str, Any] | None:
+    """The results that a verdict is about, if it lies beside them, as it does by default."""
+    try:
+        return None if verdict is None else without_folders(read_results(verdict.parent).record)
+    except UserError:
+        return None
 
 
 def _check(folder: Path, expected: list[int]) -> None:

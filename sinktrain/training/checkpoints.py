@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PREFIX = "model."
 MODEL = "model.json"
 """The file of a checkpoint with what `checkpoint_record` makes."""
+RUN = "run.json"
+"""The file with the config and the machine of the run, where `sinktrain fit` wrote it."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,19 @@ def _from_folder(folder: Path) -> Callable[[str, torch.dtype | None], torch.Tens
         return tensor
 
     return read
+
+
+def run_record(path: Path, option: str) -> dict[str, Any] | None:
+    """The config and the machine of the run that a checkpoint is of (see `run_record.py`), if it holds them.
+
+    Raises:
+        UserError: as `open_checkpoint`, or the record is damaged.
+    """
+    if not path.is_dir():
+        return None
+    checkpoint = newest_whole(path, option)
+    record: dict[str, Any] | None = checkpoint.document(RUN) if (checkpoint.path / RUN).is_file() else None
+    return record if record is not None and "config" in record else None
 
 
 def is_checkpoint(name: str) -> bool:
