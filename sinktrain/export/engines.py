@@ -23,8 +23,9 @@ _TOKEN = (
     "backend; deprecated, and ignored by the PyTorch backend, since 2026-05 (pull request 14275) | 1.0 | no |",
     "| text-generation-webui | `--streaming-llm --attention-sink-size {sinks}`, with its llama.cpp loader | those of "
     "2024 | no |",
-    "| vLLM, SGLang | nothing: the tokenizer puts the sink in front. They evict nothing, so a text ends with the "
-    "model's window | vLLM 0.32, SGLang 0.5 | no |",
+    "| vLLM | nothing: the tokenizer puts the sink in front. It evicts nothing, so a text ends with the model's window "
+    "| 0.32 | yes |",
+    "| SGLang | the same | 0.5 | no |",
 )
 _OUTLET = (
     "| llama.cpp | `sinktrain gguf --llama_cpp CHECKOUT`, with a llama.cpp that knows `granite_swa` | 2026-10 | yes |",
