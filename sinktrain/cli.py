@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import signal
 import sys
 import traceback
@@ -20,12 +22,15 @@ VERBS = {
     "evaluate": ("sinktrain.evaluation.evaluate", "stream a text through a model under a grid of caches"),
     "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),
     "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
+    "check-export": ("sinktrain.export.check", "load an export elsewhere and compare it with its checkpoint"),
+    "push": ("sinktrain.export.push", "put an export into a repository of the hub, after it passed its checks"),
+    "gguf": ("sinktrain.export.gguf", "write an export as a file for llama.cpp"),
     "report": ("sinktrain.reporting.report", "make the page of a run"),
     "generate": ("sinktrain.generation.generate", "go on with a prompt, endlessly, in a memory that does not grow"),
     "chat": ("sinktrain.generation.chat", "talk with a model over one cache that is never reset"),
     "bench stream": ("sinktrain.benchmarks.stream", "time a streamed token against what people do without streaming"),
 }
-"""Each verb, of one or two words: the module with a function of its name (`bench_stream`), and what it does."""
+"""Each verb: the module with a function of its name (`bench_stream`, `check_export`), and what it does."""
 
 USER_MISTAKE = 2
 
@@ -89,7 +94,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     from sinktrain.base.allocator import keep_memory
 
     keep_memory()
-    function = getattr(importlib.import_module(VERBS[verb][0]), verb.replace(" ", "_"))
+    function = getattr(importlib.import_module(VERBS[verb][0]), re.sub("[ -]", "_", verb))
     if verb == "fit":  # LightningCLI, jsonargparse too, builds its own parser
         function(arguments)
         return 0
@@ -112,8 +117,28 @@ def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=f"sinktrain {verb}", description=summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     parser.add_function_arguments(function, as_positional=False)
-    parsed = parser.instantiate(parser.parse_args(arguments))
+    parsed = parser.instantiate(parser.parse_args(_named(function, arguments)))
     return {name: value for name, value in vars(parsed).items() if name != "config"}
+
+
+def _named(function: Any, arguments: list[str]) -> list[str]:
+    """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
+
+    What a verb cannot do without may be given so. In names `-` is `_`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
+    front = next((n for n, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    given = arguments[:front]
+    if len(given) > len(required):
+        raise UserError(f"{given[len(required)]!r} is no option; options begin with --.")
+    options = (_underscored(argument) if argument.startswith("--") else argument for argument in arguments[front:])
+    return [*(part for name, value in zip(required, given, strict=False) for part in (f"--{name}", value)), *options]
+
+
+def _underscored(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -136,8 +136,8 @@ def test_mistakes_are_one_sentence(
 def test_sigterm_leaves_nothing_half_written(model_folder: Path, tmp_path: Path) -> None:
     arguments = ["prepare", "--source", "stdlib", "--tokenizer", str(model_folder), "--out", str(tmp_path / "new")]
     process = subprocess.Popen([sys.executable, "-m", "sinktrain.cli", *arguments], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not any(tmp_path.iterdir()):
-        time.sleep(0.02)  # until it has begun to write
+    while process.poll() is None and not any(tmp_path.glob(".new.draft/result/*")):
+        time.sleep(0.02)  # until it has begun to write: a moment earlier the draft is empty, and taken up again
     process.terminate()
     assert process.wait(timeout=60) == 143
     assert list(tmp_path.iterdir()) == []

@@ -62,7 +62,7 @@ def commands_run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_the_commands(commands_run: tuple[Path, list[str]]) -> None:
     place, verbs = commands_run
-    assert verbs == ["prepare", "fit", "evaluate", "verify", "export", "report"]
+    assert verbs == ["prepare", "fit", "evaluate", "verify", "export", "check-export", "gguf", "report"]
     for made in ("data/stdlib/manifest.json", "runs/eval/verdict.json", "runs/model/config.json", "runs/report.html"):
         assert (place / made).is_file()
 

@@ -36,7 +36,7 @@ def new_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator[
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a result is to be read by others
+        draft.chmod(0o777 & ~umask())  # mkdtemp makes it private; a result is to be read by others
     except OSError as error:
         raise _unwritable(path, option, error) from error
     try:
@@ -137,7 +137,8 @@ def _remove(place: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What this process leaves out of the permissions of new files."""
     current = os.umask(0)
     os.umask(current)
     return current

@@ -14,13 +14,14 @@ from sinktrain.evaluation.grid import Row, full_cache, parse_caches, recompute_r
 from sinktrain.evaluation.results import SCHEMA, environment, write_results
 from sinktrain.evaluation.rules import first_with_sinks, in_words, second_rule
 from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
+from sinktrain.evaluation.tasks import evaluate_tasks
 from sinktrain.streaming import CacheSpec, PositionRule
 
 
 def evaluate(
     model: ModelOptions,
-    text: str,
     out: Path,
+    text: str | None = None,
     caches: str = "0+256 1+255 4+252",
     tokens: int = 8192,
     skip: int = 0,
@@ -30,6 +31,9 @@ def evaluate(
     chunk: int = 512,
     batch: int = 8,
     attention: bool = True,
+    tasks: str | None = None,
+    task_folder: Path | None = None,
+    limit: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
@@ -37,9 +41,9 @@ def evaluate(
 
     Args:
         model: The model to evaluate.
+        out: The result folder to write.
         text: A folder made by `sinktrain prepare` (its validation part is taken), or a source of text as `sinktrain
             prepare --source` takes it.
-        out: The result folder to write.
         caches: The caches to compare, x+y each (x sinks and the y most recent tokens), or `dense` for no eviction.
         tokens: How many tokens of the text to stream.
         skip: How many tokens of the text to leave out first.
@@ -50,12 +54,21 @@ def evaluate(
         chunk: How many tokens to run at once; the result is the same for all.
         batch: How many recomputed windows to run at once.
         attention: Also measure the attention on the first position, by layer and head.
+        tasks: Instead of a text, tasks of EleutherAI's evaluation harness, separated by commas, with the sinks in front
+            of every window (`pip install sinktrain[eval]`); what follows from a text is not for them.
+        task_folder: With the YAML files of tasks of your own.
+        limit: How many examples of each task to take; all without it.
         seed: Of the choice of recomputed positions.
         overwrite: Replace an existing result folder.
 
     Returns:
         The result folder.
     """
+    if (text is None) == (tasks is None):
+        raise UserError("--text: is missing; name a text, or tasks by --tasks, and not both.")
+    if tasks is not None:
+        return evaluate_tasks(model, tasks, task_folder, limit, batch, out, overwrite)
+    assert text is not None
     specs = parse_caches(caches)
     at_least("--tokens", tokens, 1)
     at_least("--chunk", chunk, 1)

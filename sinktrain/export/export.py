@@ -9,38 +9,50 @@ from typing import Any, Literal
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
-from sinktrain.base.models import quiet, trained_length
 from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
+from sinktrain.evaluation.results import read_results
 from sinktrain.export.bundle import bundle
-from sinktrain.export.card import model_card
+from sinktrain.export.card import PICTURE, Findings, model_card, without_folders
+from sinktrain.export.hub import OPTION, HubOptions, check_repository
+from sinktrain.export.picture import draw
+from sinktrain.export.push import push_checked
+from sinktrain.export.record import RECORD, sink_record
+from sinktrain.export.shards import write_model
 from sinktrain.export.stock import as_stock
-from sinktrain.sinks.tokenizer import save_tokenizer, sink_ids_of
-from sinktrain.training.adapters import remove_adapters, save_adapters
-from sinktrain.training.checkpoints import Trained, load_checkpoint
+from sinktrain.sinks.tokenizer import save_tokenizer
+from sinktrain.training.adapters import save_adapters
+from sinktrain.training.checkpoints import Trained, open_checkpoint, run_record
+from sinktrain.training.weights import Weights
 
 
 def export(
     checkpoint: Path,
     out: Path,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    shard_size: str = "5GB",
     verdict: Path | None = None,
     adapters: Literal["merge", "keep"] = "merge",
+    push_to_hub: str | None = None,
+    hub: HubOptions = HubOptions(),  # noqa: B008
     overwrite: bool = False,
 ) -> Path:
     """Writes a checkpoint as a plain Hugging Face model: safetensors, config, tokenizer, model card.
 
     The sink is an ordinary vocabulary entry and the tokenizer's BOS, put in front of every text by the tokenizer, and
     generation suppresses it. A Llama of sink kind `zero` or `logit` becomes a `granite_swa`, which has sink logits.
-    `custom_generate/generate.py` lets `generate` stream without sinktrain.
+    `custom_generate/generate.py` lets `generate` stream without sinktrain; `sinktrain.json` says what the sink is.
 
     Args:
         checkpoint: A checkpoint that `sinktrain fit` wrote, under any strategy, or a folder of them, for the newest.
         out: The folder to write.
         dtype: Of the weights.
-        verdict: The JSON that `sinktrain verify` wrote, for the table of the model card.
+        shard_size: Of the largest file of weights; about twice that is in memory at a time.
+        verdict: The JSON that `sinktrain verify` wrote, for the model card; the results beside it, for its picture.
         adapters: Of model.tuning.mode lora: `merge` adds them to the weights; `keep` writes them beside, for PEFT, into
             OUT/adapter, and the model with its sink and without them into OUT.
+        push_to_hub: A repository, USER/NAME, to push the folder to once it has passed the checks of `check-export`.
+        hub: How to push.
         overwrite: Replace an existing folder.
 
     Returns:
@@ -48,36 +60,42 @@ def export(
     """
     import torch
 
-    from sinktrain.streaming.spec import CacheSpec
-
     judged = None if verdict is None else _read_verdict(verdict)
+    merge = adapters == "merge"
+    if push_to_hub is not None:
+        check_repository(push_to_hub)
     with new_folder(out, "--out", overwrite=overwrite) as folder:
-        merge = adapters == "merge"
-        trained = load_checkpoint(checkpoint, getattr(torch, dtype), option="--checkpoint", merge=merge)
+        trained, weights = open_checkpoint(checkpoint, getattr(torch, dtype), "--checkpoint", merge)
         if not merge:
-            _keep_adapters(trained, folder / "adapter", str(out))
-        trained = dataclasses.replace(trained, model=as_stock(trained))
-        with quiet():
-            trained.model.save_pretrained(folder)
+            _keep_adapters(trained, weights, folder / "adapter", str(out))
+        model, weights = as_stock(trained, weights)
+        trained = dataclasses.replace(trained, model=model)
+        write_model(model, weights, folder, shard_size)
         save_tokenizer(trained.tokenizer, folder)
         _check(folder, trained.tokenizer("text").input_ids)
-        cache = CacheSpec.default(len(sink_ids_of(trained.tokenizer)), trained_length(trained.model.config))
+        record = sink_record(trained, judged, kept=not merge)
+        (folder / RECORD).write_text(json.dumps(redact(record), indent=2) + "\n")
         (folder / "custom_generate").mkdir()
-        (folder / "custom_generate" / "generate.py").write_text(bundle(str(cache)))
-        (folder / "README.md").write_text(redact(model_card(trained, out.name, judged, kept=not merge)))
+        (folder / "custom_generate" / "generate.py").write_text(bundle(record["cache"]))
+        found = Findings(judged, _results_of(verdict), run_record(checkpoint, "--checkpoint"))
+        if found.results is not None:
+            draw(found.results, folder / PICTURE)
+        card = model_card(trained, push_to_hub or out.name, record["cache"], found, kept=not merge)
+        (folder / "README.md").write_text(redact(card))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")
+    if push_to_hub is not None:
+        push_checked(out, push_to_hub, checkpoint, hub, OPTION)
     return out
 
 
-def _keep_adapters(trained: Trained, folder: Path, base: str) -> None:
-    """Writes the adapters, and leaves the model without them."""
+def _keep_adapters(trained: Trained, weights: Weights, folder: Path, base: str) -> None:
+    """Writes the adapters for themselves."""
     if trained.tuning.mode != "lora":
         raise UserError(
             f"--adapters keep: the checkpoint was tuned in mode {trained.tuning.mode}, without adapters; leave it out."
         )
-    save_adapters(trained.model, trained.tuning.to_dict(), folder, base)
-    remove_adapters(trained.model)
+    save_adapters(weights.adapters(), trained.tuning.to_dict(), folder, base)
 
 
 def _read_verdict(path: Path) -> dict[str, Any]:
@@ -86,7 +104,15 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         record["sentences"], record["comparisons"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--verdict {path}: is not a verdict; name the JSON that `sinktrain verify` wrote.") from error
-    return record
+    return without_folders(record)
+
+
+def _results_of(verdict: Path | None) -> dict[str, Any] | None:
+    """The results that a verdict is about, if it lies beside them, as it does by default."""
+    try:
+        return None if verdict is None else without_folders(read_results(verdict.parent).record)
+    except UserError:
+        return None
 
 
 def _check(folder: Path, expected: list[int]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.models import quiet
 from sinktrain.training.checkpoints import Trained
+from sinktrain.training.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +26,8 @@ _SAME = (
 )  # fmt: skip
 
 
-def as_stock(trained: Trained) -> PreTrainedModel:
-    """The model in an architecture of transformers that has its outlet.
+def as_stock(trained: Trained, weights: Weights) -> tuple[PreTrainedModel, Weights]:
+    """The model in an architecture of transformers that has its outlet, not filled in either, and its weights.
 
     `none` and `token` are plain models as they are. A Llama of kind `logit` is a `granite_swa` with all multipliers 1
     and full attention; `zero` is the same with logits of 0.
@@ -34,45 +37,62 @@ def as_stock(trained: Trained) -> PreTrainedModel:
     """
     kind, model = trained.sink.kind, trained.model
     if not trained.sink.has_outlet or (kind == "logit" and model.config.model_type in (STOCK, "gpt_oss")):
-        return model
+        return model, weights
     if kind == "kv" or model.config.model_type != "llama":
         raise UserError(
             f"--checkpoint: a {model.config.model_type} of sink.kind {kind} is no architecture of transformers; "
             "a llama of kind zero or logit is, and every model of kind token."
         )
-    return _granite(trained)
+    _check(model.config)
+    stock = _granite(model.config, model.dtype)
+    stock.generation_config = model.generation_config
+    logits = torch.zeros(model.config.num_attention_heads, dtype=model.dtype)
+    return stock, weights.filled_up({name: logits for name in stock.state_dict() if name.endswith(".sinks")})
 
 
-def _granite(trained: Trained) -> PreTrainedModel:
+def _granite(llama: Any, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     if STOCK not in CONFIG_MAPPING:
-        raise UserError(f"--checkpoint: sink.kind {trained.sink.kind} needs transformers>=5.18 to export; upgrade it.")
-    model = trained.model
-    old: Any = model.config
+        raise UserError("--checkpoint: sink.kind zero or logit needs transformers>=5.18 to export; upgrade it.")
     config = AutoConfig.for_model(
         STOCK,
-        **{name: getattr(old, name) for name in _SAME if getattr(old, name, None) is not None},
-        attention_multiplier=old.head_dim**-0.5,
-        layer_types=["full_attention"] * old.num_hidden_layers,
+        **{name: getattr(llama, name) for name in _SAME if getattr(llama, name, None) is not None},
+        attention_multiplier=llama.head_dim**-0.5,
+        layer_types=["full_attention"] * llama.num_hidden_layers,
     )
-    weights = model.state_dict()
-    for number in range(old.num_hidden_layers):
-        logits = torch.zeros(old.num_attention_heads, dtype=model.dtype)
-        weights.setdefault(f"model.layers.{number}.self_attn.sinks", logits)
-    stock: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    stock.load_state_dict(weights)
-    stock.generation_config = model.generation_config
-    _check(model, stock.eval())
+    with no_init_weights():
+        stock: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    stock.tie_weights()
+    stock.eval()
     return stock
 
 
 @torch.no_grad()
-def _check(model: PreTrainedModel, stock: PreTrainedModel) -> None:
-    ids = torch.linspace(0, model.config.vocab_size - 1, 64).long()[None]
-    expected, found = (each(input_ids=ids, use_cache=False).logits.float() for each in (model, stock))
-    bound = 1e-4 if model.dtype == torch.float32 else 5e-2
-    if not bool((found - expected).abs().max() <= bound * expected.abs().max()):
+def _check(config: Any) -> None:
+    """A small random Llama of this config, whose fields may say more than a Granite knows, gives the same logits."""
+    from transformers import AutoModelForCausalLM
+
+    fields = copy.deepcopy(config)
+    groups = config.num_attention_heads // config.num_key_value_heads
+    for name, value in (
+        ("num_hidden_layers", 2), ("vocab_size", 64), ("num_key_value_heads", 1), ("num_attention_heads", groups),
+        ("hidden_size", 16 * groups), ("head_dim", config.head_dim), ("intermediate_size", 32),
+        ("pad_token_id", None), ("bos_token_id", None), ("eos_token_id", None),
+    ):  # fmt: skip
+        setattr(fields, name, value)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        llama = AutoModelForCausalLM.from_config(fields, dtype=torch.float32, attn_implementation="eager").eval()
+        for parameter in llama.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    stock = _granite(fields, torch.float32)
+    sinks = {name: torch.full_like(t, -1e4) for name, t in stock.state_dict().items() if name.endswith(".sinks")}
+    stock.load_state_dict({**llama.state_dict(), **sinks})
+    ids = torch.arange(64)[None]
+    expected, found = (each(input_ids=ids, use_cache=False).logits for each in (llama, stock))
+    if not bool((found - expected).abs().max() <= 1e-4 * expected.abs().max()):
         raise UserError(
             f"--checkpoint: {STOCK} gives other logits than this llama, whose config it does not know in full; "
             "train kind token to export it."

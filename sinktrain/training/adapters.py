@@ -89,36 +89,11 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def merge_adapters(model: PreTrainedModel) -> None:
-    """Adds what the adapters add to the matrices themselves, in place, and removes them: the plain model again."""
-    for name, layer in _layers(model):
-        layer.merge(safe_merge=True)
-        _replace(model, name, layer.get_base_layer())
-    _forget(model)
-
-
-def remove_adapters(model: PreTrainedModel) -> None:
-    """The plain model without what the adapters add, in place."""
-    for name, layer in _layers(model):
-        _replace(model, name, layer.get_base_layer())
-    _forget(model)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-
-
-def _forget(model: Any) -> None:
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-
-
-def save_adapters(model: PreTrainedModel, settings: Mapping[str, Any], folder: Path, base: str) -> None:
-    """Writes the adapters as `PeftModel.from_pretrained` reads them.
+def save_adapters(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any], folder: Path, base: str) -> None:
+    """Writes adapters as `PeftModel.from_pretrained` reads them.
 
     Args:
-        model: with adapters.
+        weights: their matrices, by the names that they have in the model.
         settings: see `lora_config`.
         folder: to make.
         base: the model that they belong to, for adapter_config.json.
@@ -128,12 +103,8 @@ def save_adapters(model: PreTrainedModel, settings: Mapping[str, Any], folder: P
     config = lora_config(settings)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    config.target_modules = sorted(name for name, _ in _layers(model))
+    config.target_modules = sorted({name.partition(".lora_")[0] for name in weights})
     folder.mkdir()
-    weights = {
-        f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().contiguous().cpu()
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name
-    }
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    renamed = {f"base_model.model.{name.replace('.default.', '.')}": weights[name].contiguous() for name in weights}
+    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,13 @@ import sinktrain
 from sinktrain.base.errors import UserError
 from sinktrain.base.paths import inside
 from sinktrain.base.secrets import redact_config
-from sinktrain.checkpoints.pieces import Place
 from sinktrain.checkpoints.reader import Reader
 from sinktrain.checkpoints.store import MANIFEST, Found, found
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
-from sinktrain.sinks.rows import NAME as ROWS
 from sinktrain.sinks.tokenizer import save_tokenizer
-from sinktrain.training.adapters import add_adapters, merge_adapters
 from sinktrain.training.tuning import TuningConfig
+from sinktrain.training.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 _PREFIX = "model."
 MODEL = "model.json"
 """The file of a checkpoint with what `checkpoint_record` makes."""
+RUN = "run.json"
+"""The file with the config and the machine of the run, where `sinktrain fit` wrote it."""
 
 
 @dataclass(frozen=True)
@@ -86,41 +87,75 @@ def load_checkpoint(
     """Reads a checkpoint of any strategy, on any machine, weight by weight into one model. Nothing is unpickled.
 
     Args:
+        path: see `open_checkpoint`.
+        dtype: of the weights.
+        option: that named the path.
+        merge: see `open_checkpoint`.
+
+    Raises:
+        UserError: as `open_checkpoint`, or a weight is missing or of another shape.
+    """
+    trained, weights = open_checkpoint(path, dtype, option, merge)
+    model = trained.model
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *kept_buffers(model, weights)):
+            tensor.copy_(weights.of_shape(name, tensor.shape))
+    return trained
+
+
+def open_checkpoint(
+    path: Path, dtype: torch.dtype = torch.float32, option: str = "checkpoint", merge: bool = True
+) -> tuple[Trained, Weights]:
+    """What a checkpoint trained, with a model whose weights are not filled in yet (they take no memory), and these.
+
+    Args:
         path: a checkpoint `step-...`, or a folder of them, of which the newest whole one is taken; or a `.ckpt` that
             `Trainer.save_checkpoint` wrote, of which tensors and plain values alone are unpickled.
         dtype: of the weights.
         option: that named the path.
-        merge: add adapters to the matrices that they adapt; false leaves them beside.
+        merge: add adapters to the matrices that they adapt; false leaves them out.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or it is not one of sinktrain.
     """
-    trained = _load(Path(path), dtype, option)
-    if trained.tuning.mode == "lora" and merge:
-        merge_adapters(trained.model)
-    trained.model.to(dtype)  # type: ignore[arg-type]  # adapters were read, and added, in float32
-    return trained
-
-
-def _load(path: Path, dtype: torch.dtype, option: str) -> Trained:
+    path, source = Path(path), f"{option} {path}"
     if path.is_dir():
         checkpoint = newest_whole(path, option)
-        reader = Reader(checkpoint.path)
-        model, trained = _empty_model(checkpoint.document(MODEL), dtype, checkpoint.step, f"{option} {path}")
-        with torch.no_grad():
-            for name, tensor in (*model.named_parameters(), *_missing_buffers(model, reader)):
-                reader.read_into(tensor, f"weights/{name}", Place.whole(tensor.shape))
-                reader.close()  # what was mapped of the file counts as memory of this process
-        return trained
-    single = read_checkpoint(path, option)
-    model, trained = _empty_model(single["sinktrain"], dtype, single["global_step"], f"{option} {path}")
-    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in single["state_dict"].items()}
-    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] != ROWS}  # in the embedding
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{option} {path}: its weights do not fit its config; name another checkpoint.") from error
-    return trained
+        trained = _trained(checkpoint.document(MODEL), dtype, checkpoint.step, source)
+        names, read = Reader(checkpoint.path).names("weights/"), _from_folder(checkpoint.path)
+    else:
+        single = read_checkpoint(path, option)
+        trained = _trained(single["sinktrain"], dtype, single["global_step"], source)
+        state = {name.removeprefix(_PREFIX): tensor for name, tensor in single["state_dict"].items()}
+        names, read = list(state), lambda name, dtype: state[name].to(dtype, copy=True)
+    scaling = trained.tuning.alpha / trained.tuning.rank if trained.tuning.mode == "lora" and merge else None
+    flipped = (name for name, module in trained.model.named_modules() if type(module).__name__ == "Conv1D")
+    return trained, Weights(names, read, dtype, scaling, source, frozenset(f"{name}.weight" for name in flipped))
+
+
+def _from_folder(folder: Path) -> Callable[[str, torch.dtype | None], torch.Tensor]:
+    """Reads a tensor of a checkpoint by its name in the model."""
+    reader = Reader(folder)
+
+    def read(name: str, dtype: torch.dtype | None) -> torch.Tensor:
+        tensor = reader.whole(f"weights/{name}", dtype)
+        reader.close()  # what was mapped of the file counts as memory of this process
+        return tensor
+
+    return read
+
+
+def run_record(path: Path, option: str) -> dict[str, Any] | None:
+    """The config and the machine of the run that a checkpoint is of (see `run_record.py`), if it holds them.
+
+    Raises:
+        UserError: as `open_checkpoint`, or the record is damaged.
+    """
+    if not path.is_dir():
+        return None
+    checkpoint = newest_whole(path, option)
+    record: dict[str, Any] | None = checkpoint.document(RUN) if (checkpoint.path / RUN).is_file() else None
+    return record if record is not None and "config" in record else None
 
 
 def is_checkpoint(name: str) -> bool:
@@ -148,31 +183,25 @@ def newest_whole(path: Path, option: str) -> Found:
     raise UserError(f"{option} {path}: holds no checkpoint; name a step-... that `sinktrain fit` wrote, or its folder.")
 
 
-def _empty_model(record: dict[str, Any], dtype: torch.dtype, step: int, source: str) -> tuple[PreTrainedModel, Trained]:
-    """The model of a record with weights that are not filled in yet, so that they take no memory."""
+def _trained(record: dict[str, Any], dtype: torch.dtype, step: int, source: str) -> Trained:
+    """What a record says, and its model with weights that are not filled in yet, so that they take no memory."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
 
     fields = json.loads(record["config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     sink, tuning = SinkConfig(**record["sink"]), TuningConfig(**record.get("tuning", {}))
-    adapted = tuning.mode == "lora"
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32 if adapted else dtype, trust_remote_code=False
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # left out above, with the filling
     add_outlet(model, sink)
-    if adapted:
-        add_adapters(model, tuning.to_dict())
     model.generation_config = GenerationConfig.from_dict(json.loads(record["generation_config"]))
-    return model, Trained(model.eval(), _tokenizer(record["tokenizer"], source), sink, step, tuning)
+    return Trained(model.eval(), _tokenizer(record["tokenizer"], source), sink, step, tuning)
 
 
-def _missing_buffers(model: PreTrainedModel, reader: Reader) -> list[tuple[str, torch.Tensor]]:
+def kept_buffers(model: PreTrainedModel, weights: Weights) -> list[tuple[str, torch.Tensor]]:
     """Buffers that were kept: those that a model of this config does not fill by itself."""
-    kept = set(reader.names("weights/"))
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in weights]
 
 
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from sinktrain.checkpoints.reader import Reader
 from sinktrain.checkpoints.store import Found
 from sinktrain.data.order import draw
 from sinktrain.training import zero
-from sinktrain.training.checkpoints import MODEL, check_record, checkpoint_record
+from sinktrain.training.checkpoints import MODEL, RUN, check_record, checkpoint_record
 from sinktrain.training.plain import random_state, set_random_state, with_tensors, without_tensors
 from sinktrain.training.slots import slots
 
 if TYPE_CHECKING:
     import lightning as L
 
-STATE, RUN = "state.json", "run.json"
+STATE = "state.json"
 
 
 @dataclass(frozen=True)

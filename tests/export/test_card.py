@@ -1,0 +1,104 @@
+"""The model card: metadata as the hub's client reads it, code that runs, figures that were measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from test_export import trained_checkpoint
+
+from sinktrain.cli import main
+from sinktrain.export.engines import other_engines
+from sinktrain.sinks import SinkConfig
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, prepared_folder: Path) -> Path:
+    """What `fit`, `evaluate`, `verify` and `export` make of each other's."""
+    place = tmp_path_factory.mktemp("card")
+    fit = [
+        "fit", "--model.name", str(model_folder), "--data.path", str(prepared_folder), "--data.sequence_length", "32",
+        "--data.batch_size", "2", "--trainer.max_steps", "3", "--trainer.logger", "false", "--trainer.accelerator",
+        "cpu", "--trainer.default_root_dir", str(place), "--model.optimizer.warmup_steps", "1",
+        "--checkpoints.folder", str(place / "kept"), "--base_quality.tokens", "0", "--trainer.limit_val_batches", "0",
+    ]  # fmt: skip
+    assert main(fit) == 0
+    evaluate = ["evaluate", "--model.name", str(place / "kept"), "--text", str(prepared_folder), "--tokens", "120",
+                "--caches", "0+16 1+15 4+12", "--recompute", "60", "--out", str(place / "found")]  # fmt: skip
+    assert main(evaluate) == 0
+    main(["verify", str(place / "found"), "--cache", "1+15", "--against", "4+12"])
+    verdict = str(place / "found" / "verdict.json")
+    assert main(["export", str(place / "kept"), str(place / "model"), "--verdict", verdict]) == 0
+    return place / "model"
+
+
+def test_metadata(exported: Path) -> None:
+    card = ModelCard.load(exported / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "text-generation"
+    assert "attention-sink" in data["tags"] and "base_model" not in data  # it was a folder, and none of the hub
+
+
+def test_it_says_what_was_found(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    results = json.loads((exported.parent / "found" / "results.json").read_text())
+    verdict = json.loads((exported.parent / "found" / "verdict.json").read_text())
+    for row in results["rows"]:
+        assert re.search(
+            rf"\| {re.escape(row['name'])} \| {row['tokens_full_cache']} \| {row['ppl_full_cache']:.3f} \|", card
+        )
+    for pair in verdict["comparisons"]:
+        assert f"{pair['difference']:+.4f} | {pair['interval'][0]:+.4f} to {pair['interval'][1]:+.4f}" in card
+    assert verdict["sentences"][1] in card
+    assert (exported / "caches.png").read_bytes()[:4] == b"\x89PNG" and "![Perplexity by cache](caches.png)" in card
+    assert json.loads((exported / "sinktrain.json").read_text())["verdict"]["comparisons"] == verdict["comparisons"]
+
+
+def test_it_says_how_it_was_trained_and_not_where(exported: Path, model_folder: Path, prepared_folder: Path) -> None:
+    card = (exported / "README.md").read_text()
+    for cell in (
+        f"| text | `{prepared_folder.name}` |", "| samples | 32 positions, packed by `chunk` |",
+        "| steps | 3 of 2 samples |", "| trained | `full`, distillation 0 |", "| attention | full |",
+    ):  # fmt: skip
+        assert cell in card, cell
+    for text in (card, (exported / "sinktrain.json").read_text()):
+        assert str(model_folder.parent) not in text and str(prepared_folder) not in text
+    assert f"tokens of {prepared_folder.name}, " in card
+
+
+def test_its_five_lines_run(exported: Path) -> None:
+    """As they stand there, in the folder that holds the export; but for how much is generated."""
+    code = re.search(r"## Stream with it\n\n```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    assert code is not None and len(code[1].strip().splitlines()) == 5
+    program = 'import sys\nsys.modules["sinktrain"] = None\n' + code[1].replace("2000", "60")
+    done = subprocess.run([sys.executable, "-c", program], cwd=exported.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<sink>Once upon a time" in done.stdout
+
+
+def test_without_record_and_verdict(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig(count=2))
+    assert main(["export", str(checkpoint), str(tmp_path / "model")]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Not judged." in card and "The checkpoint has no record of it." in card and "which keeps the 2 sinks" in card
+    assert "llama.cpp" not in card.partition("text-generation-webui")[0].rpartition("## Other engines")[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sinks", "there", "absent"),
+    [
+        ("token", 1, ['"attention_sink_size": 1', "sink_token_length=1", "sinktrain gguf", "[1024]"], "granite_swa"),
+        ("token", 2, ['"attention_sink_size": 2'], "sinktrain gguf"),
+        ("logit", 0, ["granite_swa"], "sink_token_length"),
+    ],
+)  # fmt: skip
+def test_other_engines(kind: str, sinks: int, there: list[str], absent: str) -> None:
+    section: Any = other_engines(kind, sinks, f"{sinks}+{1024 - sinks}")
+    assert all(text in section for text in there) and absent not in section
+    assert other_engines("none", 0, "4+1020") == ""
