@@ -17,6 +17,7 @@ from torch import Tensor
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.models import load_config, load_tokenizer, quiet
 from sinktrain.base.terminal import say
+from sinktrain.export.bundle import bundle
 from sinktrain.export.record import read_record
 
 BF16_BOUND = 0.05
@@ -80,6 +81,8 @@ def run_checks(folder: Path, checkpoint: Path | None, tokens: int = 1000, seed: 
         if answers is None:
             return [Check("loads without sinktrain", False, problem)]
         checks = [Check("loads without sinktrain", not answers["imported"], f"in {answers['dtype']}")]
+        code = "as written by this version" if questions["run_code"] else "another, and not run; export again"
+        checks.append(Check("custom_generate is sinktrain's own code", questions["run_code"], code))
         checks += _tokenizer_checks(answers, record)
         checks += _generation_checks(answers, record, len(questions["ids"][0][: questions["prompt"]]))
         if checkpoint is not None:
@@ -100,7 +103,16 @@ def _questions(folder: Path, record: dict[str, Any], tokens: int, seed: int) -> 
     return {
         "ids": [[*sinks, *row] for row in drawn], "texts": _TEXTS, "chat": _CHAT, "cache": cache,
         "prompt": len(sinks) + _PROMPT, "new_tokens": _NEW, "threads": torch.get_num_threads(),
+        "run_code": _is_ours(folder, record),
     }  # fmt: skip
+
+
+def _is_ours(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the code in a folder, which may come from anywhere, is what `export` writes, and so may be run."""
+    try:
+        return (folder / "custom_generate" / "generate.py").read_text() == bundle(record["cache"])
+    except OSError:
+        return False
 
 
 def _ask(folder: Path, questions: dict[str, Any], place: Path) -> tuple[dict[str, Any] | None, str]:
@@ -161,7 +173,7 @@ def _compare(
     expected = torch.cat([model(input_ids=row[None], use_cache=False).logits for row in ids])
     found = load_file(place / "logits.safetensors")["logits"]
     yield _logits(found, expected, answers["dtype"], trained.sink.has_outlet)
-    if answers["dtype"] == "float32":
+    if answers["dtype"] == "float32" and questions["run_code"]:
         cache = SinkCache.for_model(model, questions["cache"])
         prompt = ids[:1, : questions["prompt"]]
         with quiet():

@@ -53,10 +53,12 @@ def main(folder: str, questions: dict[str, Any], answers: Path) -> None:
     prompt, options = ids[:1, : questions["prompt"]], {"max_new_tokens": questions["new_tokens"], "do_sample": False}
     options["attention_mask"] = torch.ones_like(prompt)
     plain = model.generate(prompt, **options)
-    streamed = model.generate(
-        prompt, custom_generate=folder, trust_remote_code=True, cache=questions["cache"], eos_token_id=-1, **options
-    )
-    generated = {"generate": plain[0].tolist(), "custom_generate": streamed[0].tolist()}
+    generated = {"generate": plain[0].tolist()}
+    if questions["run_code"]:  # it is what this sinktrain writes
+        streamed = model.generate(
+            prompt, custom_generate=folder, trust_remote_code=True, cache=questions["cache"], eos_token_id=-1, **options
+        )
+        generated["custom_generate"] = streamed[0].tolist()
     answers.mkdir()
     save_file({"logits": logits.float().contiguous()}, answers / "logits.safetensors")
     record = {"tokenized": found, "generated": generated, "dtype": str(model.dtype).removeprefix("torch."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ def write_model(model: PreTrainedModel, weights: Weights, folder: Path, shard_si
     """
     from accelerate import cpu_offload
 
+    if not re.fullmatch(r"0*[1-9]\d*[TGMK]B", shard_size):
+        raise UserError(f"--shard_size {shard_size}: is no size; give one such as 5GB or 500MB.")
     for name, buffer in kept_buffers(model, weights):
         buffer.copy_(weights.of_shape(name, buffer.shape))
     cpu_offload(model, "cpu", state_dict=weights)  # any mapping will do
@@ -39,9 +42,9 @@ def write_model(model: PreTrainedModel, weights: Weights, folder: Path, shard_si
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
             model.save_pretrained(folder, max_shard_size=shard_size)
-    except ValueError as error:
-        if "size" not in str(error):
+    except Exception as error:  # safetensors has a class of its own for a disk that is full
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
-        raise UserError(f"--shard_size {shard_size}: is no size; give one such as 5GB or 500MB.") from error
+        raise UserError(f"--out: cannot be written ({str(error).splitlines()[0]}); choose another place.") from error
     for path in folder.glob("*.safetensors"):
         path.chmod(0o666 & ~umask())  # which safetensors makes private; a model is to be read by others

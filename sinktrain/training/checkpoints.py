@@ -155,7 +155,7 @@ def run_record(path: Path, option: str) -> dict[str, Any] | None:
         return None
     checkpoint = newest_whole(path, option)
     record: dict[str, Any] | None = checkpoint.document(RUN) if (checkpoint.path / RUN).is_file() else None
-    return record if record is not None and "config" in record else None
+    return record if record is not None and record.get("config") else None
 
 
 def is_checkpoint(name: str) -> bool:

@@ -198,3 +198,33 @@ def test_mistakes_leave_nothing_behind(
     err = capsys.readouterr().err
     assert f"--{mistake}" in err and err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+FULL_DISK = """
+import resource, signal, sys
+from sinktrain.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails instead, as on a disk that is full
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(main(["export", sys.argv[1], sys.argv[2]]))
+"""
+
+
+def test_a_full_disk(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig())
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-c", FULL_DISK, str(checkpoint), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--out: cannot be written" in done.stderr, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("sinktrain export")]) == 1
+    assert "Traceback" not in done.stderr and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", ["much", "0", "-5MB"])
+def test_sizes(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig())
+    capsys.readouterr()
+    assert main(["export", str(checkpoint), str(tmp_path / "out"), f"--shard_size={size}"]) == 2
+    err = capsys.readouterr().err
+    assert f"--shard_size {size}: is no size" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()

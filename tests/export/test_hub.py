@@ -148,7 +148,7 @@ def test_a_second_export_replaces_the_first(
 
 
 def test_public(exported: tuple[Path, Path], hub: Hub) -> None:
-    assert push(exported[1], "--hub.public", "true") == 0
+    upload(exported[1], NAME, HubOptions(public=True), "a message")
     assert not hub.repositories[NAME].private
 
 
