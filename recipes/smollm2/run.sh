@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All of the recipe, on a CPU: recipes/smollm2/run.sh [base|sink_only|lora|full|embed|two|band|inits|streams|tables ...]
+# All of the recipe, on a CPU: recipes/smollm2/run.sh [base|sink_only|lora|full|embed|two|band|inits|ship|streams|tables ...]
 # Without arguments everything, in that order. What is there already is not made again: remove it from runs/smollm2 first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -85,6 +85,11 @@ band() { # the row, and adapters, trained as they stream; and a cheap look at wh
   python $recipe/look.py --model $runs/sink_only/checkpoints --text data/stdlib --skip 20000 --tokens 24576 --sizes 2048
 }
 inits() { timed inits python $recipe/inits.py --out $runs/inits.json; }
+ship() { # the export in llama.cpp, past its context
+  [ -e $runs/model ] || sinktrain export $runs/sink_only/checkpoints $runs/model
+  [ -e $runs/model.gguf ] || sinktrain gguf $runs/model $runs/model.gguf --dtype f32
+  python $recipe/llama_cpp.py --model $runs/model --gguf $runs/model.gguf --tokens 1200 --seeds 0 1 --out $runs/llama_cpp.json
+}
 streams() {
   local name from
   for name in base sink_only; do
@@ -110,6 +115,6 @@ tables() {
 }
 
 texts
-for part in "${@:-base sink_only lora full embed two band inits streams tables}"; do
+for part in "${@:-base sink_only lora full embed two band inits ship streams tables}"; do
   for each in $part; do $each; done
 done
