@@ -1,4 +1,4 @@
-"""The card's section on engines that sinktrain is not tested with: their settings that keep the sink."""
+"""The card's section on engines: the settings that keep the sink, and whether sinktrain's own tests run them."""
 
 from __future__ import annotations
 
