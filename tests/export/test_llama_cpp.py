@@ -16,7 +16,9 @@ from test_export import outlet_checkpoint, trained_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinktrain.cli import main
+from sinktrain.export.gguf_program import without_sinks
 from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.tokenizer import add_sink_tokens
 
 PROGRAM = Path(__file__).with_name("llama_cpp_server.py")
 PROMPT = "the cat sat on a mat"
@@ -78,6 +80,23 @@ def test_the_sink_is_bos_and_greedy_tokens_are_those_of_transformers(converted: 
 def suppressed_tokens(folder: Path) -> list[int]:
     found: list[int] = json.loads((folder / "generation_config.json").read_text())["suppress_tokens"]
     return found
+
+
+@pytest.mark.parametrize("with_bos", [False, True])
+def test_a_tokenizer_is_known_by_what_its_base_encodes(tokenizer_folder: Path, with_bos: bool) -> None:
+    """As the converter knows one: by the ids of a text, behind the BOS of the base if that put one in front."""
+    base = AutoTokenizer.from_pretrained(tokenizer_folder)
+    bos = base.add_special_tokens({"bos_token": "<begin>"}) and base.bos_token_id
+    known = [*([bos] if with_bos else []), *base.encode(PROMPT, add_special_tokens=False)]
+    add_sink_tokens(base, SinkConfig())
+    assert base.encode(PROMPT) != known
+
+    def find(model: Any, tokenizer: Any) -> str:
+        if tokenizer.encode(PROMPT) != known:
+            raise NotImplementedError
+        return "mine"
+
+    assert without_sinks(find)(None, base) == "mine"
 
 
 def test_past_its_context_the_sink_is_kept(converted: tuple[Path, Path]) -> None:
