@@ -38,6 +38,7 @@ and why), and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def diagnose(
     if spec is not None and spec.recent is None:
         raise UserError("--cache dense: evicts nothing; write x+y, such as 1+255.")
     subject = load_subject(model)
-    long, notes = _fitting(subject, length, map_length, long)
+    long, notes = _fitting(subject, length, map_length, long, spec)
     material = load_text(text, subject.tokenizer, tokens, skip)
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "diagnosis", "command": command_line()}
     record |= {"model": subject.description, "text": material.description, "notes": notes}
@@ -127,18 +128,24 @@ def diagnose(
     return out
 
 
-def _fitting(subject: Subject, length: int, map_length: int, long: int) -> tuple[int, list[str]]:
+def _fitting(
+    subject: Subject, length: int, map_length: int, long: int, spec: CacheSpec | None
+) -> tuple[int, list[str]]:
     """How long the long text can be, and what there is to say about it."""
     sinks, trained = len(subject.sink_ids), subject.description["trained_length"]
     if map_length < sinks + 2:
         raise UserError(f"--map_length {map_length}: leaves no text behind {sinks} sinks; give {sinks + 2} or more.")
-    if trained is None or long <= trained:
-        if trained is not None and sinks + length > trained:
-            raise UserError(
-                f"--length {length}: is more than the model was trained for; give {trained - sinks} or less."
-            )
-        return long, []
-    return trained, [f"the long text has {trained} positions, as many as the model was trained for."]
+    notes = []
+    if spec is not None and spec.sinks < sinks:
+        notes.append(f"cache {spec} keeps fewer than the {sinks} trained sinks, which is worse than no sink.")
+    if trained is None:
+        return long, notes
+    for option, value, most in (("length", length, trained - sinks), ("map_length", map_length, trained)):
+        if value > most:
+            raise UserError(f"--{option} {value}: is more than the model was trained for; give {most} or less.")
+    if long > trained:
+        notes.append(f"the long text has {trained} positions, as many as the model was trained for.")
+    return min(long, trained), notes
 
 
 def _long(
@@ -160,12 +167,14 @@ def _long(
 
 
 def _short(tree: Any) -> Any:
-    """Numbers with 5 digits."""
+    """Numbers with 5 digits; null for what is not finite, which JSON cannot say."""
     if isinstance(tree, dict):
         return {name: _short(value) for name, value in tree.items()}
     if isinstance(tree, list):
         return [_short(value) for value in tree]
-    return float(f"{tree:.5g}") if isinstance(tree, float) else tree
+    if isinstance(tree, float):
+        return float(f"{tree:.5g}") if math.isfinite(tree) else None
+    return tree
 
 
 def _write(out: Path, record: dict[str, Any], arrays: Arrays, *, overwrite: bool) -> None:

@@ -281,10 +281,29 @@ def test_a_model_that_cannot_stream_is_diagnosed_all_the_same(
     assert main([*arguments, "--cache", "1+31", "--out", str(tmp_path / "other")]) == 2
 
 
+def test_bfloat16_and_two_sinks(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    config = SinkConfig(count=2, init="normal")
+    grow_embedding(model, len(tokenizer) + 2, add_sink_tokens(tokenizer, config), config)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    for dtype in ("float32", "bfloat16"):
+        assert run(tmp_path / "model", prepared_folder, tmp_path / dtype, "--model.dtype", dtype) == 0
+    exact, rounded = (
+        json.loads((tmp_path / dtype / "diagnosis.json").read_text()) for dtype in ("float32", "bfloat16")
+    )
+    assert len(exact["notes"]) == 1 and "fewer than the 2 trained sinks" in exact["notes"][0]
+    assert list(exact["sink_metric"]["places"])[:3] == ["sink_0", "sink_1", "text_1"]
+    for key in ("dense", "stream"):
+        assert np.allclose(exact["long"][key], rounded["long"][key], atol=0.05)
+
+
 @pytest.mark.parametrize(("more", "words"), [
     (["--tokens", "100"], "--tokens 100"), (["--cache", "dense"], "--cache dense"), (["--cache", "x"], "--cache"),
     (["--map_length", "1"], "--map_length"), (["--map_length", "2"], "--map_length 2"), (["--bins", "0"], "--bins"),
-    (["--length", "600", "--sequences", "1"], "--length 600"), (["--text", "./no"], "--text ./no")])  # fmt: skip
+    (["--length", "600", "--sequences", "1"], "--length 600"), (["--text", "./no"], "--text ./no"),
+    (["--length", "600", "--sequences", "1", "--long", "600"], "--length 600")])  # fmt: skip
 def test_mistakes_are_one_sentence(
     more: list[str], words: str, sink_folder: Path, prepared_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

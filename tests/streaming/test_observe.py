@@ -67,6 +67,16 @@ def test_alpha_is_that_of_eager_attention(family: str) -> None:
     assert torch.allclose(alpha, expected, atol=1e-12)
 
 
+def test_queries_can_be_left_out_in_whatever_block_they_come() -> None:
+    model, columns = tiny_model("llama", torch.float64), Columns([0, 4], after=3)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        observe(model, IDS, columns, rows=5)
+        weights = torch.stack(model(input_ids=IDS, use_cache=False, output_attentions=True).attentions, dim=1)
+    for n, position in enumerate((0, 4)):
+        assert torch.allclose(columns.alpha[..., n], weights[..., position + 3 :, position].mean(dim=-1), atol=1e-12)
+
+
 def test_granite_swa_whose_own_weights_leave_the_sink_out() -> None:
     """So its output is compared (`check`), and each head's weights with those times what the outlet leaves."""
     model = other("granite_swa")
