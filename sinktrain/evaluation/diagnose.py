@@ -54,7 +54,8 @@ from sinktrain.evaluation.attention import cut
 from sinktrain.evaluation.diagnosis import Arrays, long_text, short_map, short_texts, streamed_text
 from sinktrain.evaluation.diagnosis_table import table
 from sinktrain.evaluation.results import environment
-from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject, load_text
+from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.texts import load_text
 from sinktrain.streaming.spec import CacheSpec
 
 SCHEMA = 1
