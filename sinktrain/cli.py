@@ -127,7 +127,8 @@ def _named(function: Any, arguments: list[str]) -> list[str]:
     """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
 
     What a verb cannot do without may be given so. In names `-` is `_`, and so much of a name is enough as no other
-    begins with. Several words behind an option are its value: a list where it takes one.
+    begins with. Several words behind an option are its value: a list where it takes one; none behind a
+    switch are `true`.
     """
     parameters = inspect.signature(function).parameters.values()
     required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
@@ -158,6 +159,8 @@ def _option(words: list[str], annotations: dict[str, str]) -> list[str]:
     if name not in annotations and len(alike) == 1 and len(name) > 1:
         name = alike[0]
     option = f"--{name}{equals}{value}" if words[0].startswith("--") else words[0]
+    if len(words) == 1 and not equals and annotations.get(name) == "bool":
+        return [option, "true"]
     if equals or len(words) < 3 or name not in annotations:
         return [option, *words[1:]]
     return [option, json.dumps(words[1:]) if "list" in annotations[name] else " ".join(words[1:])]
