@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.folders import new_folder
@@ -26,10 +27,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Results:
-    """What `sinktrain evaluate` found: `record` as in results.json, `nll` by cache name."""
+    """What `sinktrain evaluate` found: `record` as in results.json, `nll` by cache name, the document of each token."""
 
     record: dict[str, Any]
     nll: dict[str, NLL]
+    documents: NDArray[np.int64]
 
     @property
     def size(self) -> int:
@@ -65,7 +67,7 @@ def read_results(path: Path, option: str = "--results") -> Results:
         raise UserError(f"{option} {path}: is not a result folder; name one of `sinktrain evaluate`.") from error
     if record.get("schema") != SCHEMA:
         raise UserError(f"{option} {path}: was written by another version; run `sinktrain evaluate` again.")
-    return Results(record, nll)
+    return Results(record, nll, np.zeros(record["text"]["tokens"], dtype=np.int64))
 
 
 def environment() -> dict[str, str]:

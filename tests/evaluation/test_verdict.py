@@ -26,7 +26,7 @@ def made_up(tokens: int = 6000, one: float = 0.0, recompute: float = 0.0, window
     nll["recompute"] = fresh
     record = {"cache_size": 32, "model": {"name": "m", "sink": {"kind": "token", "count": 1}},
               "text": {"name": "t", "tokens": tokens}}  # fmt: skip
-    return Results(record, nll)
+    return Results(record, nll, np.zeros(tokens, dtype=np.int64))
 
 
 def verdict(results: Results, cache: str = "1+31", against: str = "4+28") -> dict[str, object]:
