@@ -29,10 +29,11 @@ class Subject:
     seeds: int = 1
 
     def where(self) -> str:
-        """`on 8,192 tokens of stdlib`, and over how many seeds."""
-        models = f" and {self.seeds} seeds of {self.group or 'the model'}" if self.seeds > 1 else ""
-        alone = f" in {self.group}" if self.group is not None and self.seeds == 1 else ""
-        return f"on {self.tokens:,} tokens of {self.text}{models}{alone}"
+        """`for 3 seeds of token, on 8,192 tokens of stdlib`."""
+        models = "" if self.group is None else f"for {self.group}, "
+        if self.seeds > 1:
+            models = f"for {self.seeds} seeds of {self.group or 'the model'}, "
+        return f"{models}on {self.tokens:,} tokens of {self.text}"
 
 
 def sentences(
