@@ -6,67 +6,31 @@ Its true mean is that of the distribution, known exactly. Prints a table in Mark
 
     --tries 2000           series a line
     --only text            one of: text, documents, seeds
-    --lines 3              of each table, the first only
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.signal import lfilter
-from scipy.special import ndtr
+from made_up import Series, Shape, shapes
 
 from sinktrain.evaluation.statistics import Interval, estimate, estimate_over_seeds
+from sinktrain.evaluation.statistics.memory import interval_blocks
+from sinktrain.evaluation.statistics.pivots import Drawn
+from sinktrain.evaluation.statistics.units import blocks
 
-Series = NDArray[np.float64]
-SHAPES = Path(__file__).with_name("shapes.json")
-RESAMPLES = 999
-
-
-class Shape:
-    """A distribution by its quantiles, straight between them, shifted to a mean of 0 and scaled to a deviation of 1."""
-
-    def __init__(self, at: Series, quantiles: Series) -> None:
-        self.at = at
-        left, right, width = quantiles[:-1], quantiles[1:], np.diff(at)
-        mean = float(np.sum(width * (left + right) / 2))
-        square = float(np.sum(width * (left**2 + left * right + right**2) / 3))
-        self.quantiles = (quantiles - mean) / sqrt(square - mean**2)
-
-    def noise(self, n: int, phi: float, generator: np.random.Generator, rows: int = 1) -> Series:
-        """(rows, n) of it; neighbours correlate by `phi` before they are turned into this shape."""
-        shocks = generator.standard_normal((rows, n + 100)) * sqrt(1 - phi**2)
-        normal = lfilter([1.0], [1.0, -phi], shocks)[:, 100:]
-        found: Series = np.interp(ndtr(normal), self.at, self.quantiles)
-        return found
-
-    def moments(self) -> tuple[float, float]:
-        """Skewness and kurtosis (3 for a normal distribution)."""
-        fine = np.interp((np.arange(2_000_000) + 0.5) / 2_000_000, self.at, self.quantiles)
-        return float(np.mean(fine**3)), float(np.mean(fine**4))
+RESAMPLES = 499
+Draw = Callable[[np.random.Generator, int], Interval]
+Lines = Iterator[tuple[dict[str, Any], Draw]]
 
 
-def shapes() -> dict[str, Shape]:
-    """Those of shapes.json, and the normal distribution."""
-    from scipy.special import ndtri
-
-    stored = json.loads(SHAPES.read_text())
-    at = np.array(stored["at"])
-    found = {name: Shape(at, np.array(values)) for name, values in stored["quantiles"].items()}
-    inner = np.linspace(1e-5, 1 - 1e-5, 4001)
-    found["normal"] = Shape(np.concatenate(([0], inner, [1])), ndtri(np.concatenate(([5e-6], inner, [1 - 5e-6]))))
-    return found
-
-
-def count(tries: int, draw: Callable[[np.random.Generator, int], Interval], seed: int = 0) -> dict[str, float]:
+def count(tries: int, draw: Draw, seed: int = 0) -> dict[str, float]:
     """What came of `tries` intervals whose true mean is 0.
 
     `false proven` is how often the upper bound is below 0, as when the true difference is exactly the margin; `false
@@ -82,68 +46,83 @@ def count(tries: int, draw: Callable[[np.random.Generator, int], Interval], seed
     }
 
 
-def text_lines() -> Iterator[tuple[dict[str, Any], Callable[[np.random.Generator, int], Interval]]]:
+def one_text(shape: Shape, n: int, phi: float, generator: np.random.Generator, index: int) -> Interval:
     """One text that is one document."""
+    return estimate(shape.noise(n, phi, generator)[0], resamples=RESAMPLES, seed=index)
+
+
+def text_lines() -> Lines:
+    """Shapes, lengths and memories of one text."""
     for name, shape in shapes().items():
         for n in (500, 2000, 8000):
             for phi in (0.1, 0.3, 0.6):
-
-                def draw(
-                    generator: np.random.Generator, index: int, shape: Shape = shape, n: int = n, phi: float = phi
-                ) -> Interval:
-                    return estimate(shape.noise(n, phi, generator)[0], resamples=RESAMPLES, seed=index)
-
-                yield {"shape": name, "tokens": n, "phi": phi}, draw
+                yield {"shape": name, "tokens": n, "phi": phi}, partial(one_text, shape, n, phi)
 
 
-def document_lines() -> Iterator[tuple[dict[str, Any], Callable[[np.random.Generator, int], Interval]]]:
-    """Texts of documents with lengths as uneven as real ones' (lognormal) and a mean of their own."""
+def some_documents(
+    shape: Shape, documents: int, tokens: int, own: float, spread: float, generator: np.random.Generator, index: int
+) -> Interval:
+    """Documents with lengths that are lognormal around `tokens`, and a mean of their own."""
+    sizes = np.maximum(5, tokens * np.exp(generator.normal(0, spread, documents))).astype(int)
+    number = np.repeat(np.arange(documents), sizes)
+    means = own * generator.standard_normal(documents)
+    series = shape.noise(len(number), 0.3, generator)[0] + means[number]
+    return estimate(series, number, resamples=RESAMPLES, seed=index)
+
+
+def document_lines() -> Lines:
+    """Few and many, alike and not; the first are resampled by block, so that nothing is said of other documents."""
+    settings = [(3, 1000, 0.0, 0.4), (10, 200, 0.0, 0.3), (10, 200, 0.3, 0.3)]
+    settings += [(many, 90, own, spread) for many in (30, 100, 400) for own in (0.0, 0.3) for spread in (0.4, 0.8)]
     for name in ("difference", "normal"):
-        shape = shapes()[name]
-        for documents, own in ((30, 0.0), (30, 0.3), (100, 0.0), (100, 0.3), (400, 0.3)):
-            for spread in (0.4, 0.8):
-
-                def draw(
-                    generator: np.random.Generator,
-                    index: int,
-                    shape: Shape = shape,
-                    documents: int = documents,
-                    own: float = own,
-                    spread: float = spread,
-                ) -> Interval:
-                    sizes = np.maximum(5, np.exp(generator.normal(4.5, spread, documents))).astype(int)
-                    number = np.repeat(np.arange(documents), sizes)
-                    series = (
-                        shape.noise(len(number), 0.3, generator)[0] + own * generator.standard_normal(documents)[number]
-                    )
-                    return estimate(series, number, resamples=RESAMPLES, seed=index)
-
-                yield {"shape": name, "documents": documents, "own mean": own, "spread of lengths": spread}, draw
+        for documents, tokens, own, spread in settings:
+            row = {"shape": name, "documents": documents, "tokens each": tokens, "own mean": own, "spread": spread}
+            yield row, partial(some_documents, shapes()[name], documents, tokens, own, spread)
 
 
-def seed_lines() -> Iterator[tuple[dict[str, Any], Callable[[np.random.Generator, int], Interval]]]:
-    """Models of several seeds on one text; the shares are those of the squared error between seeds and in the text."""
-    shape, n, phi = shapes()["difference"], 2000, 0.3
-    text = float(np.std([shape.noise(n, phi, np.random.default_rng(s))[0].mean() for s in range(400)]))
+Method = Callable[[Series, int], Interval]
+
+
+def crossed_t(series: Series, seed: int) -> Interval:
+    """What is done with seeds (S, n)."""
+    return estimate_over_seeds(series, resamples=RESAMPLES, seed=seed)
+
+
+def crossed_bootstrap(series: Series, seed: int) -> Interval:
+    """What is not: seeds (S, n) and blocks drawn anew, and the quantiles of the means taken."""
+    seeds, n = series.shape
+    length = interval_blocks(series.mean(axis=0))[0]
+    sums = np.array([blocks(each, length).sums for each in series])
+    generator = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        chosen = generator.integers(0, sums.shape[1], size=n // length)
+        means[index] = sums[:, chosen][generator.integers(0, seeds, size=seeds)].mean() / length
+    # A draw's mean takes the place of the truth, as in every percentile interval.
+    return Interval(float(series.mean()), 1.0, Drawn(np.sort(series.mean() - means)), n, length)
+
+
+def some_seeds(
+    method: Method, seeds: int, between: float, common: float, shape: Shape, generator: np.random.Generator, index: int
+) -> Interval:
+    """Models of several seeds on one text of 2,000 tokens: what all have in common, what each has, and where it is."""
+    n, phi, text = 2000, 0.3, 0.0265  # the deviation of the mean of such a text, by simulation
+    shared = sqrt(common) * shape.noise(n, phi, generator)
+    own = sqrt((1 - between - common) * seeds) * shape.noise(n, phi, generator, seeds)
+    moved = sqrt(between * seeds) * text * generator.standard_normal((seeds, 1))
+    return method(shared + own + moved, index)
+
+
+def seed_lines(method: Method = crossed_t) -> Lines:
+    """The shares are those of the mean's squared error."""
+    shape = shapes()["difference"]
     for seeds in (3, 5, 10):
         for between, common in ((0.0, 1.0), (0.0, 0.5), (0.3, 0.7), (0.5, 0.25), (0.8, 0.1), (0.95, 0.05)):
-
-            def draw(
-                generator: np.random.Generator,
-                index: int,
-                seeds: int = seeds,
-                between: float = between,
-                common: float = common,
-            ) -> Interval:
-                shared = sqrt(common) * shape.noise(n, phi, generator)
-                own = sqrt((1 - between - common) * seeds) * shape.noise(n, phi, generator, seeds)
-                moved = sqrt(between * seeds) * text * generator.standard_normal((seeds, 1))
-                return estimate_over_seeds(shared + own + moved, resamples=RESAMPLES, seed=index)
-
-            yield {"seeds": seeds, "between seeds": between, "common to all seeds": common}, draw
+            row = {"seeds": seeds, "between seeds": between, "common to all seeds": common}
+            yield row, partial(some_seeds, method, seeds, between, common, shape)
 
 
-TABLES = {"text": text_lines, "documents": document_lines, "seeds": seed_lines}
+TABLES: dict[str, Callable[[], Lines]] = {"text": text_lines, "documents": document_lines, "seeds": seed_lines}
 
 
 def main(arguments: list[str]) -> int:
@@ -151,20 +130,21 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=2000)
     parser.add_argument("--only", choices=list(TABLES))
-    parser.add_argument("--lines", type=int)
     options = parser.parse_args(arguments)
     for name, lines in TABLES.items():
         if options.only not in (None, name):
             continue
+        others = [draw for _, draw in seed_lines(crossed_bootstrap)] if name == "seeds" else []
         for index, (settings, draw) in enumerate(lines()):
-            if options.lines is not None and index >= options.lines:
-                break
             if index == 0:
-                columns = [*settings, "coverage of 95%", "false proven", "false needed", "width"]
-                print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+                columns = [*settings, "coverage of 95%", "false proven", "false needed"]
+                columns += ["coverage of a bootstrap over seeds"] if others else []
+                print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
             found = count(options.tries, draw, seed=index)
-            shares = [f"{100 * found[key]:.1f}%" for key in ("coverage", "false proven", "false needed")]
-            cells = [*map(str, settings.values()), *shares, f"{found['width']:.4f}"]
+            shares = [found[key] for key in ("coverage", "false proven", "false needed")]
+            if others:
+                shares.append(count(options.tries // 4, others[index], seed=index)["coverage"])
+            cells = [*map(str, settings.values()), *(f"{100 * share:.1f}%" for share in shares)]
             print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 

@@ -33,7 +33,8 @@ def gate(*arguments: str | Path, path: Path, **environment: str) -> subprocess.C
 def test_a_tiny_model_is_judged(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(some_text(3000, 0))
     done = gate(
-        model_folder, tmp_path / "text.txt", tmp_path / "eval", "--attention", "false", path=Path(sys.executable).parent,
+        model_folder, tmp_path / "text.txt", tmp_path / "eval", "--attention", "false",
+        path=Path(sys.executable).parent,
         CACHES="0+16 1+15 4+12", CACHE="1+15", AGAINST="4+12", TOKENS="700", RECOMPUTE="250", MARGIN="0.02",
     )  # fmt: skip
     assert "Traceback" not in done.stderr and done.returncode in (0, 1), (

@@ -20,10 +20,31 @@ def block_length(series: Series) -> int:
     The correlation is summed up to the first lag m after which several in a row are inside the noise band
     2 sqrt(log10(n) / n); the length is (2 g^2 / (4/3 s^2) n)^(1/3) with a flat-top window, between 1 and n / 4.
     """
+    n, reach = len(series), _reach(series)
+    if reach is None:
+        return max(1, n // 4)
+    return int(np.clip(np.ceil((1.5 * reach**2 * n) ** (1 / 3)), 1, max(1, n // 4)))
+
+
+def interval_blocks(series: Series) -> tuple[int, float]:
+    """The block length of intervals, and the share of the mean's squared error that blocks of it see.
+
+    It is `LONGER` times `block_length`, so long that there are at most `MOST_BLOCKS`, and n / 4 at most. What a block
+    does not see are the correlations across its ends: a share of g / (s length) (Künsch 1989, theorem 3.3).
+    """
+    n, base = len(series), block_length(series)
+    longer = max(int(np.ceil(LONGER * base)) if base > 1 else 1, -(-n // MOST_BLOCKS))
+    length = min(longer, max(base, n // 4, 1))
+    reach = _reach(series)
+    return length, 1 - float(np.clip((reach or 0.0) / length, 0.0, 0.5))
+
+
+def _reach(series: Series) -> float | None:
+    """g / s in tokens: the sum of k R(k) over that of R(k), over all lags k; None where the latter is not positive."""
     n = len(series)
     centred = series - series.mean()
     if n < 40 or not np.any(centred):
-        return 1
+        return 0.0
     lags = min(n // 4, 10 * int(np.ceil(np.log10(n)) + 5))
     covariance = np.array([np.dot(centred[: n - k], centred[k:]) / n for k in range(lags + 1)])
     quiet = np.abs(covariance[1:] / covariance[0]) < 2 * np.sqrt(np.log10(n) / n)
@@ -33,16 +54,5 @@ def block_length(series: Series) -> int:
     k = np.arange(1, min(window, lags) + 1)
     taper = np.clip(2 * (1 - k / window), 0, 1)
     g = 2 * float(np.sum(taper * k * covariance[k]))
-    spectrum = covariance[0] + 2 * float(np.sum(taper * covariance[k]))
-    if spectrum <= 0:
-        return max(1, n // 4)
-    length = (2 * g**2 / (4 / 3 * spectrum**2) * n) ** (1 / 3)
-    return int(np.clip(np.ceil(length), 1, max(1, n // 4)))
-
-
-def interval_block_length(series: Series) -> int:
-    """The block length of intervals: `LONGER` times that of `block_length`, at most `MOST_BLOCKS` blocks, <= n / 4."""
-    n = len(series)
-    base = block_length(series)
-    longer = max(int(np.ceil(LONGER * base)) if base > 1 else 1, -(-n // MOST_BLOCKS))
-    return min(longer, max(base, n // 4, 1))
+    s = covariance[0] + 2 * float(np.sum(taper * covariance[k]))
+    return g / s if s > 0 else None

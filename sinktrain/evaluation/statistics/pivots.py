@@ -61,21 +61,23 @@ class Student:
 
     Args:
         df: degrees of freedom, not necessarily whole.
+        scale: how much wider than the t.
     """
 
     df: float
+    scale: float = 1.0
 
     def quantile(self, p: float) -> float:
-        """As tabled."""
+        """As tabled, times the scale."""
         from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-        return float(stdtrit(self.df, p))
+        return self.scale * float(stdtrit(self.df, p))
 
     def at_most(self, value: float) -> float:
         """The distribution function."""
         from scipy.special import stdtr
 
-        return float(stdtr(self.df, value))
+        return float(stdtr(self.df, value / self.scale))
 
     def at_least(self, value: float) -> float:
         """The distribution function of the negative: t is symmetric."""

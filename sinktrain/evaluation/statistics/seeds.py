@@ -13,7 +13,7 @@ import numpy as np
 from sinktrain.evaluation.statistics.interval import Interval
 from sinktrain.evaluation.statistics.mean import RESAMPLES, choose_units, estimate
 from sinktrain.evaluation.statistics.pivots import Student
-from sinktrain.evaluation.statistics.units import Numbers, Series, blocks, whole_documents
+from sinktrain.evaluation.statistics.units import WIDER, Numbers, Series, blocks, whole_documents
 
 
 def estimate_over_seeds(
@@ -39,17 +39,20 @@ def estimate_over_seeds(
     text = units.standard_error() ** 2
     seeds = float(series.mean(axis=1).var(ddof=1)) / count
     own = [  # what a seed does in a stretch of text that the others do not: it is in `text` and in `seeds`
-        (whole_documents(rest, documents) if length == 0 and documents is not None else blocks(rest, length, documents))
+        whole_documents(rest, documents)
+        if resampled == "documents" and documents is not None
+        else blocks(rest, length, documents, units.seen)
         for rest in series - averaged
     ]
     both = sum(each.standard_error() ** 2 for each in own) / (count * (count - 1))
     variance = max(seeds + text - both, seeds, text)
     # Satterthwaite: each part as uncertain as the degrees of freedom that it was measured with.
     spread = seeds**2 / (count - 1) + text**2 / max(1.0, units.drawn - 1)
+    df = max(count - 1.0, min(1e6, variance**2 / spread)) if spread > 0 else count - 1.0
     return Interval(
         mean=float(series.mean()),
         standard_error=float(np.sqrt(variance)),
-        pivot=Student(max(float(count - 1), variance**2 / spread) if spread > 0 else float(count - 1)),
+        pivot=Student(df, WIDER),
         tokens=series.shape[1],
         block_length=length,
         resampled=resampled,
