@@ -23,7 +23,7 @@ class Comparison:
 
     Args:
         a: a cache.
-        b: another, or `recompute`.
+        b: another, or `recompute` (with C behind it where it is not the largest).
         question: what is asked, in words.
         asks: whether a is `as good` as b (its upper bound is below the margin), or b is `needed` because a is worse
             than the margin (its lower bound is above it).
@@ -109,11 +109,12 @@ def compare(
     """
     for name in (a, b):
         if any(name not in results.nll for results in models):
-            hint = " (evaluate with --recompute 400)" if name == "recompute" else ""
+            hint = " (evaluate with --recompute 400)" if name.startswith("recompute") else ""
             return f"{name} was not measured{hint}"
     counted = np.logical_and.reduce([results.full_cache() for results in models])
-    if "recompute" in (a, b):
-        counted &= np.logical_and.reduce([np.isfinite(results.nll["recompute"]) for results in models])
+    for name in (a, b):
+        if name.startswith("recompute"):  # at a sample of positions; a NaN elsewhere is one of the model's
+            counted &= np.logical_and.reduce([np.isfinite(results.nll[name]) for results in models])
     if not counted.any():
         return f"no token was predicted by both {a} and {b} with a full cache (evaluate with more --tokens)"
     for name in (a, b):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sinktrain.base.errors import UserError
-from sinktrain.evaluation.results import Results, read_results
+from sinktrain.evaluation.results import GRID, Cell, Results, read_cells
 from sinktrain.evaluation.statistics import holm
 from sinktrain.evaluation.statistics.interval import ALPHA
 from sinktrain.evaluation.verdict import SCHEMA, Statement, judge_models
 from sinktrain.evaluation.wording import percent, unsigned
 from sinktrain.streaming import CacheSpec
 
-GRID_SCHEMA = 2
 OVER = (
     "Over the verdicts, p-values are adjusted by Holm (1979): the chance that any verdict that says proven is false is "
     "at most 5%. Whether a sink is needed is asked of each by itself."
@@ -34,38 +32,29 @@ def read_grid(path: Path, groups: str | None) -> dict[Key, list[Results]]:
     Raises:
         UserError: it is neither, or of another version, or has no such group.
     """
-    if not (path / "grid.json").is_file():
+    cells = read_cells(path)
+    if not (path / GRID).is_file():
         if groups is not None:
             raise UserError(f"--groups {groups}: --results {path} is no grid of models; leave --groups out.")
-        results = read_results(path)
-        return {(None, results.record["text"]["name"]): [results]}
-    try:
-        grid = json.loads((path / "grid.json").read_text())
-        version = grid.get("schema")
-        cells = [
-            (str(cell["group"]), str(cell["text"]), cell.get("seed"), path / cell["folder"]) for cell in grid["cells"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--results {path / 'grid.json'}: cannot be read; run `sinktrain evaluate` again.") from error
-    if version != GRID_SCHEMA:
-        raise UserError(f"--results {path}: was written by another version; run `sinktrain evaluate` again.")
-    wanted = {group for group, *_ in cells} if groups is None else set(groups.replace(",", " ").split())
-    if not cells or not wanted <= {group for group, *_ in cells}:
-        there = ", ".join(sorted({group for group, *_ in cells})) or "no model"
-        raise UserError(f"--groups {groups}: the grid {path} holds {there}; name some of these.")
-    seeds: dict[Key, list[int]] = {}
-    found: dict[Key, list[Results]] = {}
-    for group, text, seed, folder in cells:
-        if group not in wanted:
-            continue
-        if seed is not None and seed in seeds.setdefault((group, text), []):
+        return {(None, cells[0].text): [cells[0].results]}
+    there = list(dict.fromkeys(cell.group for cell in cells))
+    wanted = there if groups is None else groups.replace(",", " ").split()
+    if not wanted or not set(wanted) <= set(there):
+        raise UserError(
+            f"--groups {groups}: the grid {path} holds {', '.join(there) or 'no model'}; name some of these."
+        )
+    found: dict[Key, list[Cell]] = {}
+    for cell in cells:
+        if cell.group in wanted:
+            found.setdefault((cell.group, cell.text), []).append(cell)
+    for (group, _), alike in found.items():
+        seeds = [cell.seed for cell in alike if cell.seed is not None]
+        if len(set(seeds)) < len(seeds):
             raise UserError(
-                f"--results {path}: two models of the group {group} have the seed {seed}; what was trained alike says "
-                "nothing of the spread between seeds, so evaluate only one."
+                f"--results {path}: two models of the group {group} have the same seed of {seeds}; what was trained "
+                "alike says nothing of the spread between seeds, so evaluate only one."
             )
-        seeds.setdefault((group, text), []).append(seed)
-        found.setdefault((group, text), []).append(read_results(folder))
-    return found
+    return {key: [cell.results for cell in alike] for key, alike in found.items()}
 
 
 def judge_family(
@@ -82,7 +71,7 @@ def judge_family(
     Args:
         grid: results by group and text.
         caches: in question.
-        against: caches with more sinks; each of `caches` is compared with those that keep more than it does.
+        against: caches with more sinks; each of `caches` is compared with those of its size that keep more than it.
         margin: in nats a token.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -93,7 +82,8 @@ def judge_family(
     verdicts = []
     for (group, _), models in grid.items():
         for cache in caches:
-            more = [spec for spec in against if spec.sinks > cache.sinks] or against
+            alike = [spec for spec in against if spec.size == cache.size] or against
+            more = [spec for spec in alike if spec.sinks > cache.sinks] or alike
             verdicts.append(
                 judge_models(models, cache, more, margin=margin, resamples=resamples, seed=seed, name=group)
             )
@@ -138,7 +128,7 @@ def _overall(verdicts: list[dict[str, Any]], margin: float) -> dict[str, Any]:
         "statement": statement,
         "sentences": _sentences(verdicts, statement, labelled, margin),
         "margin": margin,
-        "cache_size": verdicts[0]["cache_size"],
+        "cache_size": max(verdict["cache_size"] for verdict in verdicts),
         **names,
         "models": list(dict.fromkeys(name for verdict in verdicts for name in verdict["models"])),
         "comparisons": labelled,

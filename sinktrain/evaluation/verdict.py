@@ -47,7 +47,7 @@ def judge_models(
 
     Args:
         models: results of `sinktrain evaluate` on one text, of models that differ in their seed only, with the rows
-            `cache`, `against`, recompute, and 0+C if `needed` is asked.
+            `cache`, `against`, recompute for its size, and 0+C if `needed` is asked.
         cache: the cache whose sufficiency is in question, such as 1+255.
         against: caches of the same size with more sinks, such as 4+252.
         margin: the largest difference in NLL that counts as none, in nats a token.
@@ -64,7 +64,8 @@ def judge_models(
     found: list[Comparison | str] = [
         compare(models, one, str(more), f"Is {sinks(cache)} as good as {sinks(more)}?", **options) for more in against
     ]
-    found.append(compare(models, one, "recompute", f"Is {sinks(cache)} as good as recomputing?", **options))
+    fresh = "recompute" if cache.size == models[0].size else f"recompute {cache.size}"
+    found.append(compare(models, one, fresh, f"Is {sinks(cache)} as good as recomputing?", **options))
     needed = compare(models, f"0+{cache.size}", one, "Is the sink needed?", asks="needed", **options)
     pairs = [pair for pair in found if isinstance(pair, Comparison)]
     missing = [pair for pair in found if isinstance(pair, str)]
@@ -83,7 +84,7 @@ def judge_models(
         "cache_size": cache.size,
         "model": name or first["model"]["name"],
         "text": first["text"]["name"],
-        "models": [results.record["model"]["name"] for results in models],
+        "models": [results.record["model"]["label" if name else "name"] for results in models],
         "comparisons": [pair.to_dict() for pair in pairs],
         "needed": needed.to_dict() if isinstance(needed, Comparison) else None,
         "p_value": max(pair.p_value for pair in pairs) if statement != "could not be judged" else None,
@@ -108,11 +109,6 @@ def _check(models: Sequence[Results], cache: CacheSpec, against: Sequence[CacheS
             raise UserError(f"--against {more}: must keep more sinks than --cache {cache}; try 4+{cache.size - 4}.")
     first = models[0]
     for results in models:
-        if cache.size != results.size:
-            raise UserError(
-                f"--cache {cache}: recompute was measured for C = {results.size}, the largest cache of the results; "
-                "run `sinktrain evaluate` with caches of one size."
-            )
         for spec in (cache, *against):
             if str(spec) not in results.nll:
                 raise UserError(f"--results: holds no cache {spec}; run `sinktrain evaluate --caches` with it.")

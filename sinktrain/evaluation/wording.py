@@ -72,7 +72,7 @@ def _missing(pairs: Sequence[Comparison], missing: Sequence[str]) -> str:
     if missing:
         return missing[0]
     pair = next(pair for pair in pairs if not pair.enough)
-    option = "--recompute" if pair.b == "recompute" else "--tokens"
+    option = "--recompute" if pair.b.startswith("recompute") else "--tokens"
     return f"{pair.found.tokens:,} tokens are too few to compare {pair.a} with {pair.b} (evaluate with more {option})"
 
 

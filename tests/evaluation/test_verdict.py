@@ -100,11 +100,14 @@ def test_a_cache_is_not_judged_against_itself_or_less(against: str) -> None:
         verdict(made_up(), against=against)
 
 
-def test_recompute_of_another_size_is_refused() -> None:
+def test_a_cache_below_the_largest_is_compared_with_the_recompute_of_its_size() -> None:
     results = made_up()
     results.record["cache_size"] = 64
-    with pytest.raises(UserError, match="C = 64"):
-        verdict(results)
+    assert "recompute 32 was not measured" in verdict(results)["sentences"][0]
+    results.nll["recompute 32"], results.nll["recompute"] = results.nll["recompute"], results.nll["recompute"] - 9
+    found = verdict(results)
+    assert found["statement"] == "proven" and found["cache_size"] == 32
+    assert found["comparisons"][1]["b"] == "recompute 32"
 
 
 def test_noise_with_a_long_memory_could_not_be_judged() -> None:

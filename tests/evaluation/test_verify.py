@@ -8,22 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import some_text
 from test_verdict import MARGIN, made_up
 
-import sinktrain.evaluation.family as family
+import sinktrain.evaluation.results as results_module
 from sinktrain.base.errors import UserError
 from sinktrain.cli import main
 from sinktrain.evaluation.results import Results
 from sinktrain.evaluation.verify import verify
 
-SCHEMA = json.loads(Path(family.__file__).with_name("verdict.schema.json").read_text())
+SCHEMA = json.loads(Path(results_module.__file__).with_name("verdict.schema.json").read_text())
 Stored = dict[str, Results]
 
 
 def named(model: str, text: str = "book", sha256: str = "s", **truth: Any) -> Results:
     """Made-up results of a model, each with noise of its own."""
     results = made_up(**truth)
-    results.record["model"] = {**results.record["model"], "name": model}
+    results.record["model"] = {**results.record["model"], "name": f"/models/{model}", "label": model}
     results.record["text"] = {**results.record["text"], "name": text, "sha256": sha256}
     shift = 0.01 * np.random.default_rng(sum(map(ord, model))).standard_normal(len(results.documents))
     results.nll["1+31"] = results.nll["1+31"] + shift - shift.mean()
@@ -43,7 +44,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ]  # fmt: skip
         record = {"schema": 2, "kind": "grid", "command": "sinktrain evaluate", "cells": entries}
         (tmp_path / "grid.json").write_text(json.dumps(record))
-        monkeypatch.setattr(family, "read_results", lambda path: stored[path.name])
+        monkeypatch.setattr(results_module, "read_results", lambda path, option: stored[path.name])
         return tmp_path
 
     return make
@@ -118,7 +119,7 @@ def test_holm_takes_back_what_one_of_many_shows_by_chance(grid: Any) -> None:
     """A verdict with p just below 5%: proven alone, and not among five."""
     close = next(
         found
-        for noise in np.linspace(0.14, 0.3, 20)
+        for noise in np.linspace(0.16, 0.26, 11)
         if 0.02 < judged(grid([("a", None, found := named("m0", noise=noise))]))[1]["p_value"] < 0.05
     )
     assert judged(grid([("a", None, close)]))[0] == 0
@@ -138,6 +139,37 @@ def test_several_caches_and_several_to_compare_with(tmp_path: Path, grid: Any) -
     pairs = [[pair["b"] for pair in verdict["comparisons"]] for verdict in record["verdicts"]]
     assert pairs == [["2+30", "4+28", "recompute"], ["4+28", "recompute"]]
     assert "m on book with 2+30" in record["sentences"][0]
+
+
+def test_caches_of_several_sizes_are_each_compared_with_their_own(grid: Any) -> None:
+    results = named("m")
+    results.record["cache_size"] = 64
+    more = {"1+63": results.nll["1+31"], "4+60": results.nll["4+28"], "recompute 32": results.nll["recompute"]}
+    results.nll.update(more)
+    folder = grid([("m", None, results)])
+    assert verify(folder, cache="1+31 1+63", against="4+28 4+60", resamples=200) == 0
+    record = json.loads((folder / "verdict.json").read_text())
+    pairs = [[(pair["a"], pair["b"]) for pair in verdict["comparisons"]] for verdict in record["verdicts"]]
+    assert pairs == [[("1+31", "4+28"), ("1+31", "recompute 32")], [("1+63", "4+60"), ("1+63", "recompute")]]
+    assert record["cache_size"] == 64
+
+
+def test_what_evaluate_writes_is_judged(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A real grid of one tiny model and two texts, the second with a line break of documents in it."""
+    for name, text in (("one", some_text(2500, 0)), ("two", "\n\f\n".join(some_text(100, s) for s in range(25)))):
+        (tmp_path / f"{name}.txt").write_text(text)
+    texts = [str(tmp_path / f"{name}.txt") for name in ("one", "two")]
+    options = ["--model.name", str(model_folder), "--text", *texts, "--out", str(tmp_path / "out"), "--tokens", "600"]
+    small = ["--caches", "0+16 1+15 4+12", "--recompute", "220", "--attention", "false"]
+    assert main(["evaluate", *options, *small]) == 0
+    cells = json.loads((tmp_path / "out/grid.json").read_text())["cells"]
+    for folder, count in ((tmp_path / "out", 2), (tmp_path / "out" / cells[1]["folder"], 0)):
+        status = main(["verify", "--results", str(folder), "--cache", "1+15", "--against", "4+12"])
+        record = json.loads((folder / "verdict.json").read_text())
+        described(record, SCHEMA["$defs"]["verdict"])
+        assert len(record["verdicts"]) == count and status in (0, 1)
+        assert record["command"] and all(sentence in capsys.readouterr().out for sentence in record["sentences"][:1])
+    assert {each["text"] for each in json.loads((tmp_path / "out/verdict.json").read_text())["verdicts"]} == set(texts)
 
 
 def test_what_could_not_be_judged_is_said_and_is_2(grid: Any) -> None:
@@ -165,7 +197,7 @@ def test_documents_are_used_and_said(grid: Any) -> None:
 @pytest.mark.parametrize(
     ("cells", "options", "words"),
     [
-        ([("a", 0, named("x")), ("a", 0, named("y"))], {}, "have the seed 0"),
+        ([("a", 0, named("x")), ("a", 0, named("y"))], {}, "have the same seed"),
         ([("a", 0, named("x")), ("a", 1, named("y", sha256="other"))], {}, "not measured on the same tokens"),
         ([("a", 0, named("x"))], {"groups": "b"}, "--groups b: the grid .* holds a"),
     ],
