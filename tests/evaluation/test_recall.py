@@ -37,8 +37,8 @@ def layout_of(subject: Subject, count: int = 3) -> Layout:
 @pytest.mark.parametrize("sinks", [[], [7]])
 def test_the_distance_is_exact(tokenizer_folder: Path, sinks: list[int]) -> None:
     subject = subject_of(tokenizer_folder, sinks)
-    layout = layout_of(subject)
-    assert len({fact.name for fact in layout.facts}) > 1  # so that rows differ in length
+    layout = layout_of(subject, 6)
+    assert len({len(fact.fact) for fact in layout.facts}) > 1
     for distance in DISTANCES:
         for row, fact in zip(layout.streams, layout.facts, strict=True):
             text = [*row[: layout.question_at(distance)], *fact.question]

@@ -68,16 +68,17 @@ def test_the_lines_are_the_same_for_every_distance_and_others_for_every_sample(s
 @pytest.mark.parametrize("cache", ["2+10", "0+12", "dense"])
 def test_an_answer_is_right_when_it_is_what_greedy_decoding_writes(subject: Subject, cache: str) -> None:
     generator = torch.Generator().manual_seed(5)
-    prompts = torch.randint(0, SIZE, (3, 21), generator=generator)
+    tokens = torch.randint(0, SIZE, (3, 36), generator=generator)
+    greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with sinktrain.stream(subject.model, cache):
-        written = subject.model.generate(prompts, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
-    later = torch.randint(0, SIZE, (3, 9), generator=generator)
-    tokens = torch.cat((written, later), dim=1)
-    tokens[2, 26] = (tokens[2, 26] + 1) % SIZE  # the last token of an answer
+        tokens[:, 21:27] = subject.model.generate(tokens[:, :21], max_new_tokens=6, **greedy)[:, 21:]
+        tokens[2, 24] = (tokens[2, 24] + 1) % SIZE  # wrong in the midst of an answer, and right again after it
+        tokens[2:, 25:27] = subject.model.generate(tokens[2:, :25], max_new_tokens=2, **greedy)[:, 25:]
     for chunk in (512, 4):
         streams = Streams.open(subject, CacheSpec.parse(cache), 36, chunk=chunk)
-        found = score(streams, tokens, [Answer(row, 21, 27) for row in range(3)] + [Answer(2, 21, 26)])
-        assert [each.right for each in found] == [True, True, False, True]
+        places = [(0, 27), (1, 27), (2, 27), (2, 25), (2, 24)]
+        found = score(streams, tokens, [Answer(row, 21, end) for row, end in places])
+        assert [each.right for each in found] == [True, True, False, False, True]
         for row in range(3):
             expected = reference_nll(subject.model, tokens[row], CacheSpec.parse(cache))[20:26].sum()
             assert found[row].nll == pytest.approx(float(expected), abs=1e-3)
