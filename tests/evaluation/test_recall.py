@@ -11,7 +11,8 @@ from conftest import tiny_model
 from transformers import AutoTokenizer
 
 from sinktrain.cli import main
-from sinktrain.evaluation.recall.curve import _asked, _default_distances
+from sinktrain.evaluation.recall.asking import asked
+from sinktrain.evaluation.recall.curve import _default_distances
 from sinktrain.evaluation.recall.facts import FACT, QUESTION, Layout, lay_out, make_facts, needed_filler
 from sinktrain.evaluation.recall.feeding import Streams
 from sinktrain.evaluation.subject import ModelOptions, Subject
@@ -59,7 +60,7 @@ def test_nll_of_numbers_that_were_said_and_not(tokenizer_folder: Path) -> None:
     layout = layout_of(subject, 2)
     for name, distance in (("1+90", 100), ("dense", 70)):
         spec = CacheSpec.parse(name)
-        found = _asked(subject, spec, layout, rule="cache", chunk=33, advance=lambda amount: None)
+        found = asked(subject, spec, layout, rule="cache", chunk=33, advance=lambda amount: None)
         assert list(found) == DISTANCES
         for row, fact, scores in zip(layout.streams, layout.facts, found[distance], strict=True):
             ends = ((fact.question, fact.answer), (fact.other, fact.other_answer))

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from sinktrain.base.errors import UserError
 from sinktrain.cli import main
 from sinktrain.evaluation.recall import answering
+from sinktrain.evaluation.recall import replies as answers
 from sinktrain.evaluation.recall.dialogue import Dialogue, make_dialogue
 from sinktrain.evaluation.recall.feeding import Streams
 from sinktrain.evaluation.recall.questions import Question, normalised, read_questions
@@ -81,14 +82,14 @@ def test_what_is_fed_is_the_conversation_with_the_right_answers(
 
     monkeypatch.setattr(Streams, "last", record)
     streams = Streams.open(subject, CacheSpec.parse("dense"), 600)
-    answering._streamed(streams, dialogue, 5, lambda amount: None)
+    answers.streamed(streams, dialogue, 5, lambda amount: None)
     assert fed == rendered(subject, messages(4)) and dialogue.tokens == len(fed)
 
 
 def test_replies_are_those_of_transformers(subject: Subject, dialogue: Dialogue) -> None:
     streams = Streams.open(subject, CacheSpec.parse("dense"), 600)
-    streamed = answering._streamed(streams, dialogue, 5, lambda amount: None)
-    alone = answering._alone(subject, dialogue, 5, 64, lambda amount: None)
+    streamed = answers.streamed(streams, dialogue, 5, lambda amount: None)
+    alone = answers.alone(subject, dialogue, 5, 64, lambda amount: None)
     ends = sorted(dialogue.ends)
     for number, question in enumerate(QUESTIONS):
         own = [messages(1)[0], *messages(number + 1)[-1:]]
@@ -106,13 +107,13 @@ def test_replies_are_those_of_transformers(subject: Subject, dialogue: Dialogue)
 
 
 def test_an_answer_that_the_model_gives_is_right(subject: Subject, dialogue: Dialogue) -> None:
-    alone = answering._alone(subject, dialogue, 5, 64, lambda amount: None)
+    alone = answers.alone(subject, dialogue, 5, 64, lambda amount: None)
     known = [
         Question(each.line, each.text, (reply.text,), each.choices)
         for each, reply in zip(QUESTIONS, alone, strict=True)
     ]
     again = make_dialogue(subject, known, "you are a dog", HINT, LETTERS)
-    replies = answering._alone(subject, again, 5, 64, lambda amount: None)
+    replies = answers.alone(subject, again, 5, 64, lambda amount: None)
     assert all(reply.right and reply.holds for reply in replies)
     row = answering._row("alone", replies, replies, again)
     assert (row["right"], row["choices"]["right"], row["words"]["right"], row["same_as_alone"]) == (4, 2, 2, 4)

@@ -56,6 +56,17 @@ def test_the_text_asks_for_the_line_so_many_lines_back(subject: Subject, distanc
         assert query.distance == query.start - 1 - query.fact
 
 
+def test_lines_that_are_called_by_words(subject: Subject) -> None:
+    for queries in (3, 40):
+        sample = make_sample(subject, 0, 0, distance=20, queries=queries, every=10, words=True)
+        text = subject.tokenizer.decode(sample.ids)
+        said = dict(re.findall(r"^The REGISTER_CONTENT in line ([a-z ]+) is <(\d+)>$", text, flags=re.MULTILINE))
+        asked = re.findall(r"^Query: The REGISTER_CONTENT in line ([a-z ]+) is <(\d+)>$", text, flags=re.MULTILINE)
+        assert len(said) == 20 + 10 * (queries - 1) + 1 and len(asked) == queries
+        assert [name for name, _ in asked] == list(said)[0 : 10 * queries : 10]
+        assert all(said[name] == number for name, number in asked)
+
+
 def test_the_lines_are_the_same_for_every_distance_and_others_for_every_sample(subject: Subject) -> None:
     texts = [
         subject.tokenizer.decode(make_sample(subject, seed, number, distance=distance, queries=2, every=10).ids)

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from sinktrain.base.errors import at_least
 from sinktrain.base.folders import new_folder
 from sinktrain.base.terminal import progress, say
 from sinktrain.evaluation.recall.common import check_room, choose_caches, record, warn, write
-from sinktrain.evaluation.recall.dialogue import Dialogue, Turn, make_dialogue
+from sinktrain.evaluation.recall.dialogue import Dialogue, make_dialogue
 from sinktrain.evaluation.recall.feeding import Streams
 from sinktrain.evaluation.recall.intervals import WILSON, accuracy, wilson
-from sinktrain.evaluation.recall.questions import LETTERS, NORMALISATION, read_questions
-from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.recall.questions import NORMALISATION, read_questions
+from sinktrain.evaluation.recall.replies import Reply, alone, streamed
+from sinktrain.evaluation.subject import ModelOptions, load_subject
 from sinktrain.streaming import CacheSpec, PositionRule
 
 FILE = "questions.json"
 SIZES = (512,)
 ALONE = "alone"
 """The name of the baseline: each question in a conversation of its own."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model answered, and whether that is right; `holds`: the right answer stands in it."""
-
-    text: str
-    right: bool
-    holds: bool
 
 
 def stream_questions(
@@ -83,10 +71,10 @@ def stream_questions(
         warn(subject, specs, dialogue.tokens)
         replies: dict[str, list[Reply]] = {}
         with progress("questions", len(asked) * (len(specs) + 1)) as advance:
-            replies[ALONE] = _alone(subject, dialogue, max_tokens, chunk, advance)
+            replies[ALONE] = alone(subject, dialogue, max_tokens, chunk, advance)
             for spec in specs:
                 streams = Streams.open(subject, spec, dialogue.tokens + max_tokens, rule=rule, chunk=chunk)
-                replies[str(spec)] = _streamed(streams, dialogue, max_tokens, advance)
+                replies[str(spec)] = streamed(streams, dialogue, max_tokens, advance)
         rows = [_row(name, found, replies[ALONE], dialogue) for name, found in replies.items()]
         evicted = {str(spec): 0 if spec.size is None else max(0, dialogue.tokens - spec.size) for spec in specs}
         for row in rows:
@@ -113,44 +101,7 @@ def _check_room(specs: list[CacheSpec], dialogue: Dialogue, most: int) -> None:
     check_room(specs, needed, f"the question on line {turn.question.line} with its answer")
 
 
-def _alone(
-    subject: Subject, dialogue: Dialogue, most: int, chunk: int, advance: Callable[[float], None]
-) -> list[Reply]:
-    """Each question in a conversation of its own, with everything in view."""
-    longest = max(len(turn.alone) for turn in dialogue.turns) + most
-    streams = Streams.open(subject, CacheSpec(0, None), longest, chunk=chunk)
-    found = []
-    for turn in dialogue.turns:
-        streams.cache.reset()
-        found.append(_reply(streams, turn, streams.last(turn.alone), dialogue.ends, most))
-        advance(1)
-    return found
-
-
-def _streamed(streams: Streams, dialogue: Dialogue, most: int, advance: Callable[[float], None]) -> list[Reply]:
-    """One question after another, each answered on a branch of the stream, which goes on with the right answer."""
-    found: list[Reply] = []
-    ids = dialogue.turns[0].alone
-    for turn, following in zip(dialogue.turns, [*dialogue.turns[1:], None], strict=True):
-        logits = streams.last(ids)
-        found.append(_reply(streams if turn.letters else streams.branch(), turn, logits, dialogue.ends, most))
-        if following is not None:
-            ids = [*turn.answer, *following.following]
-        advance(1)
-    return found
-
-
-def _reply(streams: Streams, turn: Turn, logits: Tensor, ends: frozenset[int], most: int) -> Reply:
-    """The answer to a question whose last token has the `logits` (V,)."""
-    if turn.letters:
-        letter = LETTERS[int(logits[turn.letters].argmax())]
-        right = letter in turn.question.answers
-        return Reply(letter, right, right)
-    text = str(streams.subject.tokenizer.decode(streams.greedy(logits, ends, most), skip_special_tokens=True)).strip()
-    return Reply(text, turn.question.is_right(text), turn.question.is_held_by(text))
-
-
-def _row(name: str, replies: list[Reply], alone: list[Reply], dialogue: Dialogue) -> dict[str, Any]:
+def _row(name: str, replies: list[Reply], baseline: list[Reply], dialogue: Dialogue) -> dict[str, Any]:
     """The figures of one cache."""
     right = sum(reply.right for reply in replies)
     letters = [reply.right for reply, turn in zip(replies, dialogue.turns, strict=True) if turn.letters]
@@ -164,7 +115,7 @@ def _row(name: str, replies: list[Reply], alone: list[Reply], dialogue: Dialogue
             "right": sum(reply.right for reply in words),
             "holds_answer": sum(reply.holds for reply in words),
         },
-        "same_as_alone": sum(one.text == other.text for one, other in zip(replies, alone, strict=True)),
+        "same_as_alone": sum(one.text == other.text for one, other in zip(replies, baseline, strict=True)),
     }
 
 

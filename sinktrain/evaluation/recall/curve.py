@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.folders import new_folder
 from sinktrain.base.terminal import progress, say
+from sinktrain.evaluation.recall.asking import asked, unsaid, work
 from sinktrain.evaluation.recall.common import check_room, choose_caches, numbers, parts, record, warn, write
 from sinktrain.evaluation.recall.facts import DIGITS, Fact, Layout, lay_out, make_facts, needed_filler
-from sinktrain.evaluation.recall.feeding import Answer, Score, Streams, padded, score
+from sinktrain.evaluation.recall.feeding import Score
 from sinktrain.evaluation.recall.intervals import BOOTSTRAP, WILSON, accuracy, of_mean, wilson
 from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
 from sinktrain.streaming import CacheSpec, PositionRule
@@ -66,19 +65,19 @@ def recall(
     for option, value in (("facts", facts), ("chunk", chunk), ("batch", batch)):
         at_least(f"--{option}", value, 1)
     at_least("--seed", seed, 0)
-    asked = None if distances is None else numbers(distances, "--distances", 1)
+    chosen = None if distances is None else numbers(distances, "--distances", 1)
     with new_folder(out, "--out", overwrite=overwrite) as draft:
         subject = load_subject(model)
         specs = choose_caches(subject, caches, SIZES)
         made = make_facts(subject, facts, seed)
         check_room(specs, max(fact.least for fact in made), "a fact with its question")
-        asked = asked or _default_distances(specs, max(fact.least for fact in made))
+        chosen = chosen or _default_distances(specs, max(fact.least for fact in made))
         preamble = PREAMBLE + max(spec.sinks for spec in specs)
-        filler, layouts = _layouts(subject, text, made, asked, preamble, batch)
-        warn(subject, specs, max(layout.question_at(asked[-1]) for layout in layouts))
-        rows, chance = _measure(subject, specs, layouts, asked, rule=rule, chunk=chunk)
+        filler, layouts = _layouts(subject, text, made, chosen, preamble, batch)
+        warn(subject, specs, max(layout.question_at(chosen[-1]) for layout in layouts))
+        rows, chance = _measure(subject, specs, layouts, chosen, rule=rule, chunk=chunk)
         fields = {
-            "text": filler.description, "facts": facts, "distances": asked, "digits": DIGITS, "rule": rule,
+            "text": filler.description, "facts": facts, "distances": chosen, "digits": DIGITS, "rule": rule,
             "seed": seed, "chance": chance, "interval_method": {"accuracy": WILSON, "nll": BOOTSTRAP},
             "rows": [{**row, "chance": chance} for row in rows],
         }  # fmt: skip
@@ -131,63 +130,18 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], float]:
     """The rows of all caches, and the mean NLL of a number that was never said."""
     rows: list[dict[str, Any]] = []
-    work = sum(_work(layout) for layout in layouts) * len(specs)
-    with progress("recall", work) as advance:
-        unsaid = [each.nll for layout in layouts for each in _unsaid(subject, layout, chunk)]
+    total = sum(work(layout) for layout in layouts) * len(specs)
+    with progress("recall", total) as advance:
+        never = [each.nll for layout in layouts for each in unsaid(subject, layout, chunk)]
         for spec in specs:
             found: dict[int, list[tuple[Score, Score]]] = {distance: [] for distance in distances}
             for layout in layouts:
-                for distance, scores in _asked(subject, spec, layout, rule=rule, chunk=chunk, advance=advance).items():
+                for distance, scores in asked(subject, spec, layout, rule=rule, chunk=chunk, advance=advance).items():
                     found[distance] += scores
             for distance, pairs in found.items():
                 rows.append(_row(spec, distance, pairs))
                 say(_words(rows[-1]))
-    return rows, float(np.mean(unsaid))
-
-
-def _work(layout: Layout) -> int:
-    """Tokens run for one cache."""
-    questions = padded([ids for fact in layout.facts for ids in (fact.question, fact.other)])
-    stream = layout.question_at(layout.distances[-1]) * len(layout.facts)
-    return stream + questions.numel() * len(layout.distances)
-
-
-def _unsaid(subject: Subject, layout: Layout, chunk: int) -> list[Score]:
-    """The answers where the fact was never said, with everything in view."""
-    tokens = padded(layout.unsaid)
-    answers = []
-    for row, (ids, fact) in enumerate(zip(layout.unsaid, layout.facts, strict=True)):
-        begin = len(ids) - len(fact.question)
-        answers.append(Answer(row, begin + fact.answer[0], begin + fact.answer[1]))
-    return score(Streams.open(subject, CacheSpec(0, None), tokens.shape[1], chunk=chunk), tokens, answers)
-
-
-def _asked(
-    subject: Subject,
-    spec: CacheSpec,
-    layout: Layout,
-    *,
-    rule: PositionRule,
-    chunk: int,
-    advance: Callable[[float], None],
-) -> dict[int, list[tuple[Score, Score]]]:
-    """By distance, for each fact the score of its number and of one that was never said.
-
-    The streams are run once; each question is put to a branch of them, so that they never hold a question or an answer.
-    """
-    tokens = torch.tensor(layout.streams)
-    questions = padded([ids for fact in layout.facts for ids in (fact.question, fact.other)])
-    ends = [end for fact in layout.facts for end in (fact.answer, fact.other_answer)]
-    answers = [Answer(row, *end) for row, end in enumerate(ends)]
-    longest = tokens.shape[1] + questions.shape[1]
-    streams = Streams.open(subject, spec, longest, rule=rule, chunk=chunk, advance=advance)
-    found, done = {}, 0
-    for distance in layout.distances:
-        begin = layout.question_at(distance)
-        streams.feed(tokens[:, done:begin])
-        scores, done = score(streams.branch(2), questions, answers), begin
-        found[distance] = list(zip(scores[::2], scores[1::2], strict=True))
-    return found
+    return rows, float(np.mean(never))
 
 
 def _row(spec: CacheSpec, distance: int, pairs: list[tuple[Score, Score]]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Lines that each say a number; every `every` lines, a query for the number of the
     The REGISTER_CONTENT in line 20 is <8806>
     Query: The REGISTER_CONTENT in line 0 is <24879>
 
+With `words` a line has a word for a name instead of its number, which small models can tell apart better.
+
 No line is asked for twice, so that the answers, which stay in the text, help none of the later ones.
 """
 
@@ -14,6 +16,7 @@ import random
 from dataclasses import dataclass
 
 from sinktrain.evaluation.recall.common import Tokens, beginning
+from sinktrain.evaluation.recall.words import names
 from sinktrain.evaluation.subject import Subject
 
 PREFACE = "Below is a record of lines I want you to remember.\n"
@@ -52,7 +55,9 @@ class Sample:
     queries: list[Query]
 
 
-def make_sample(subject: Subject, seed: int, number: int, *, distance: int, queries: int, every: int) -> Sample:
+def make_sample(
+    subject: Subject, seed: int, number: int, *, distance: int, queries: int, every: int, words: bool = False
+) -> Sample:
     """The `number`-th sample; its lines say the same for every distance.
 
     Args:
@@ -62,16 +67,19 @@ def make_sample(subject: Subject, seed: int, number: int, *, distance: int, quer
         distance: lines back that are asked for.
         queries: how many.
         every: lines between two queries.
+        words: whether lines are named by words instead of numbers.
     """
     values = random.Random(f"StreamEval {seed} {number}")
     first = -(-distance // every) * every  # the first line with a query is a multiple of `every`
     page, said, spans, asked = _Page(PREFACE), [], [], []
-    for line in range(first + every * (queries - 1) + 1):
+    lines = range(first + every * (queries - 1) + 1)
+    called = names(len(lines), random.Random(f"names {seed} {number}")) if words else [str(line) for line in lines]
+    for line in lines:
         said.append(values.randint(1, LARGEST))
-        spans.append(page.add(f"The REGISTER_CONTENT in line {line} is ", said[-1]))
+        spans.append(page.add(f"The REGISTER_CONTENT in line {called[line]} is ", said[-1]))
         if line >= first and line % every == 0:
             target = line - distance
-            answer = page.add(f"Query: The REGISTER_CONTENT in line {target} is ", said[target])
+            answer = page.add(f"Query: The REGISTER_CONTENT in line {called[target]} is ", said[target])
             asked.append((spans[target], answer))
     tokens, front = Tokens(subject, page.text), beginning(subject)
     found = []

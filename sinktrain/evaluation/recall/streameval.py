@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sinktrain.base.errors import at_least
 from sinktrain.base.folders import new_folder
@@ -28,6 +28,7 @@ def stream_eval(
     samples: int = 4,
     queries: int = 10,
     every: int = 10,
+    names: Literal["numbers", "words"] = "numbers",
     rule: PositionRule = "cache",
     chunk: int = 256,
     batch: int = 4,
@@ -50,6 +51,8 @@ def stream_eval(
         samples: How many streams of each distance.
         queries: How many queries a stream.
         every: How many lines between two queries.
+        names: What lines are called: their `numbers`, as in the paper, or `words`, which small models tell apart
+            better.
         rule: The distance that a sink is seen at, counted inside the `cache` (as the paper does) or in the text
             (`original`).
         chunk: How many tokens of a stream to run at once; the result is the same for all.
@@ -70,7 +73,9 @@ def stream_eval(
         specs = choose_caches(subject, caches, SIZES)
         streams = {
             distance: [
-                make_sample(subject, seed, number, distance=distance, queries=queries, every=every)
+                make_sample(
+                    subject, seed, number, distance=distance, queries=queries, every=every, words=names == "words"
+                )
                 for number in range(samples)
             ]
             for distance in distances
@@ -85,7 +90,7 @@ def stream_eval(
                     scores = _answers(subject, spec, found, rule=rule, chunk=chunk, batch=batch, advance=advance)
                     rows.append(_row(spec, distance, found, scores, queries))
                     say(_words(rows[-1]))
-        fields = {"samples": samples, "queries": queries, "every": every, "rule": rule, "seed": seed}
+        fields = {"samples": samples, "queries": queries, "every": every, "names": names, "rule": rule, "seed": seed}
         write(draft, FILE, record("streameval", subject, {**fields, "interval_method": CLUSTERED, "rows": rows}))
     say(f"results: {out}")
     return out
