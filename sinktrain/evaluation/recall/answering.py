@@ -70,16 +70,19 @@ def stream_questions(
         _check_room(specs, dialogue, max_tokens)
         warn(subject, specs, dialogue.tokens)
         replies: dict[str, list[Reply]] = {}
+        rows: list[dict[str, Any]] = []
         with progress("questions", len(asked) * (len(specs) + 1)) as advance:
-            replies[ALONE] = alone(subject, dialogue, max_tokens, chunk, advance)
-            for spec in specs:
-                streams = Streams.open(subject, spec, dialogue.tokens + max_tokens, rule=rule, chunk=chunk)
-                replies[str(spec)] = streamed(streams, dialogue, max_tokens, advance)
-        rows = [_row(name, found, replies[ALONE], dialogue) for name, found in replies.items()]
-        evicted = {str(spec): 0 if spec.size is None else max(0, dialogue.tokens - spec.size) for spec in specs}
-        for row in rows:
-            row["evicted"] = evicted.get(row["cache"], 0)
-            say(_words(row))
+            for spec in (None, *specs):
+                name = ALONE if spec is None else str(spec)
+                if spec is None:
+                    replies[name] = alone(subject, dialogue, max_tokens, chunk, advance)
+                else:
+                    streams = Streams.open(subject, spec, dialogue.tokens + max_tokens, rule=rule, chunk=chunk)
+                    replies[name] = streamed(streams, dialogue, max_tokens, advance)
+                size = spec.size if spec is not None else None
+                evicted = 0 if size is None else max(0, dialogue.tokens - size)
+                rows.append({**_row(name, replies[name], replies[ALONE], dialogue), "evicted": evicted})
+                say(_words(rows[-1]))
         fields = {
             "questions": str(questions), "tokens": dialogue.tokens, "system": system, "instruction": instruction,
             "letter_instruction": letter_instruction, "max_tokens": max_tokens, "rule": rule,
