@@ -15,7 +15,8 @@ from sinktrain.evaluation.recall.common import check_room, choose_caches, number
 from sinktrain.evaluation.recall.facts import DIGITS, Fact, Layout, lay_out, make_facts, needed_filler
 from sinktrain.evaluation.recall.feeding import Score
 from sinktrain.evaluation.recall.intervals import BOOTSTRAP, WILSON, accuracy, of_mean, wilson
-from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
+from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.texts import Text, load_text
 from sinktrain.streaming import CacheSpec, PositionRule
 
 FILE = "recall.json"
