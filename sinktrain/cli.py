@@ -21,6 +21,9 @@ VERBS = {
     "plan": ("sinktrain.planning.plan", "say whether a run fits, and its speed and cost, before a cluster is booked"),
     "fit": ("sinktrain.training.fit", "train a model with a sink token in front of every sample"),
     "evaluate": ("sinktrain.evaluation.evaluate", "stream a text through a model under a grid of caches"),
+    "stream-eval": ("sinktrain.evaluation.recall.streameval", "ask for lines of a stream of lines: StreamEval"),
+    "stream-questions": ("sinktrain.evaluation.recall.answering", "answer a file of questions in one long stream"),
+    "recall": ("sinktrain.evaluation.recall.curve", "what is remembered of a fact, by distance and cache"),
     "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),
     "diagnose": ("sinktrain.evaluation.diagnose", "measure where attention goes: Sink_k, maps, massive activations"),
     "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
@@ -39,7 +42,7 @@ USER_MISTAKE = 2
 
 def usage() -> str:
     """What `sinktrain --help` prints."""
-    lines = [f"  {verb:<14}{help_text}" for verb, (_, help_text) in VERBS.items()]
+    lines = [f"  {verb:<18}{help_text}" for verb, (_, help_text) in VERBS.items()]
     return "\n".join(
         [
             "usage: sinktrain VERB [options] [--debug]",

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.evaluation.subject import ModelOptions, load_subject
+from sinktrain.evaluation.turns import Turns, end_ids
 from sinktrain.generation.conversation import Conversation
 from sinktrain.generation.ending import note, reader_may_leave, signals_noted, write
 from sinktrain.generation.endless import cautions, choose_cache, open_stream
-from sinktrain.generation.generate import Endless, end_ids
+from sinktrain.generation.generate import Endless
 from sinktrain.generation.sampling import Sampler, Sampling
 from sinktrain.generation.statistics import statistics
-from sinktrain.generation.turns import Turns
 from sinktrain.streaming import PositionRule
 
 COMMANDS = {

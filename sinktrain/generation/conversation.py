@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from sinktrain.evaluation.turns import Turns
 from sinktrain.generation.detokenizer import Detokenizer
 from sinktrain.generation.endless import Stream
-from sinktrain.generation.turns import Turns
 
 
 class Conversation:

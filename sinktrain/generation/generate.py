@@ -10,6 +10,7 @@ from typing import Literal
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.turns import end_ids
 from sinktrain.generation.detokenizer import Detokenizer
 from sinktrain.generation.ending import Signalled, note, reader_may_leave, signals_noted, write
 from sinktrain.generation.endless import Stream, cautions, choose_cache, open_stream
@@ -146,11 +147,3 @@ def prompt_ids(subject: Subject, text: str) -> list[int]:
     if not ids:
         raise UserError("--prompt: is empty, and the model has no sink or BOS token to begin with; give a text.")
     return ids
-
-
-def end_ids(subject: Subject) -> frozenset[int]:
-    """The tokens that end a text, by the tokenizer and by the model's generation config."""
-    config = subject.model.generation_config
-    found = None if config is None else config.eos_token_id
-    several = found if isinstance(found, list) else [found]
-    return frozenset(int(token) for token in (*several, subject.tokenizer.eos_token_id) if token is not None)

@@ -10,11 +10,10 @@ from small_subjects import APPENDS, BOS_EVERY_TURN, small_subject
 
 from sinktrain.base.errors import UserError
 from sinktrain.evaluation.subject import Subject
+from sinktrain.evaluation.turns import Turns, end_ids
 from sinktrain.generation.conversation import Conversation
 from sinktrain.generation.endless import Stream, choose_cache, open_stream
-from sinktrain.generation.generate import end_ids
 from sinktrain.generation.sampling import Sampler, Sampling
-from sinktrain.generation.turns import Turns
 
 SYSTEM = APPENDS.replace(
     "{{ bos_token }}",

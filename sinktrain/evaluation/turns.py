@@ -44,6 +44,12 @@ class Turns:
         """The ids of a later turn, which follow the last token of a reply (before the token that ended it)."""
         return self._encode(self._following(message))
 
+    def reply(self, message: str, reply: str) -> list[int]:
+        """The ids of a reply to `message`, up to where the template ends it."""
+        before = self._following(message)
+        asked, whole = self._encode(before), self._encode(before + reply)
+        return whole[len(asked) :] if whole[: len(asked)] == asked else self._encode(reply)
+
     def ends(self) -> list[int]:
         """The special token that closes a reply, if the template closes it with one."""
         first = self._encode(self._following(_ASKED))[:1]
@@ -99,3 +105,11 @@ def _does_not_append() -> UserError:
         "model.name: its chat template rewrites earlier turns instead of appending to them, so that they cannot stay "
         "in the cache; use a model whose template appends, or leave out --system."
     )
+
+
+def end_ids(subject: Subject) -> frozenset[int]:
+    """The tokens that end a text, by the tokenizer and by the model's generation config."""
+    config = subject.model.generation_config
+    found = None if config is None else config.eos_token_id
+    several = found if isinstance(found, list) else [found]
+    return frozenset(int(token) for token in (*several, subject.tokenizer.eos_token_id) if token is not None)
