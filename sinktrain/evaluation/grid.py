@@ -65,11 +65,13 @@ class Row:
         """The row's."""
         return self.asked.name
 
-    def summary(self, full: NDArray[np.bool_], bytes_per_token: float | None = None) -> dict[str, Any]:
+    def summary(
+        self, full: NDArray[np.bool_], documents: NDArray[np.int32], bytes_per_token: float | None = None
+    ) -> dict[str, Any]:
         """The figures of the table; `full` (T,) marks the tokens predicted with a full cache."""
         predicted = np.isfinite(self.nll)
         counted = self.nll[predicted & full]
-        interval = bootstrap_mean(counted)
+        interval = bootstrap_mean(counted, documents=documents[predicted & full].astype(np.int64))
         figures = {
             "name": self.name,
             "method": self.asked.method,

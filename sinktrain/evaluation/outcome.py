@@ -51,7 +51,7 @@ def _write_cell(workshop: Workshop, model: int, text: int, folder: Path, second:
         "text": description,
         "cache_size": size,
         "rule": settings.rows[0].rule,
-        "rows": [row.summary(full, density) for row in rows],
+        "rows": [row.summary(full, arrays["documents"], density) for row in rows],
         "attention": workshop.attention(model, text),
         "environment": environment(),
     }  # fmt: skip
