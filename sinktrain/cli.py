@@ -126,7 +126,7 @@ def _named(function: Any, arguments: list[str]) -> list[str]:
     """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
 
     What a verb cannot do without may be given so; a verb whose first parameter is `runs`, a list of paths, takes all of
-    them (`report RUN RUN`). In names `-` is `_`.
+    them (`report RUN RUN`). In names `-` is `_`, and `--compare` alone is `--compare true`.
     """
     parameters = list(inspect.signature(function).parameters.values())
     required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
@@ -137,7 +137,11 @@ def _named(function: Any, arguments: list[str]) -> list[str]:
         return [*given, *_named(function, arguments[front:])]
     if len(given) > len(required):
         raise UserError(f"{given[len(required)]!r} is no option; options begin with --.")
-    options = (_underscored(argument) if argument.startswith("--") else argument for argument in arguments[front:])
+    options = [_underscored(argument) if argument.startswith("--") else argument for argument in arguments[front:]]
+    switches = {f"--{each.name}" for each in parameters if each.annotation == "bool"}
+    for place, option in enumerate(options):
+        if option in switches and (place + 1 == len(options) or options[place + 1].startswith("--")):
+            options[place] = f"{option}=true"
     return [*(part for name, value in zip(required, given, strict=False) for part in (f"--{name}", value)), *options]
 
 

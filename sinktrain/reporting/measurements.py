@@ -61,7 +61,7 @@ def load_stream(path: Path, option: str, sources: Sources) -> Speed | Flat:
     Raises:
         UserError: it is neither, or a field is missing.
     """
-    data = read_json(path, option, f"{BENCH}` or `{FOUR_MILLION}", [1, None])
+    data = read_json(path, option, f"{BENCH}` or `{FOUR_MILLION}", [1, None], clean=False)  # drift has `token`
     if "nll_by_hundredth" in data:
         with Fields(option, path, FOUR_MILLION):
             return _flat(data, sources.add(path, str(data["command"])))
@@ -100,7 +100,7 @@ def _flat(data: dict[str, Any], source: int) -> Flat:
     if not nll:
         raise ValueError("it has no NLLs")
     return Flat(
-        label=f"{data['parameters']:,} parameters",
+        label=f"{int(data['parameters']):,} parameters",
         cache=str(data["cache"]),
         tokens=int(data["tokens"]),
         nll=nll,

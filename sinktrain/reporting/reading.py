@@ -28,15 +28,25 @@ def read_text(path: Path, option: str) -> str:
         raise UserError(f"{option} {path}: cannot be read ({reason}); check the path.") from error
 
 
-def read_json(path: Path, option: str, verb: str, schemas: Sequence[int | None] = (1,)) -> dict[str, Any]:
+def read_json(
+    path: Path, option: str, verb: str, schemas: Sequence[int | None] = (1,), *, clean: bool = True
+) -> dict[str, Any]:
     """The record in a file, without secrets.
+
+    Args:
+        path: of the file.
+        option: that named it.
+        verb: that writes such files.
+        schemas: that are read.
+        clean: blot out secrets; a record whose numbers go by names such as `token` must not be, and its texts must be
+            cleaned where they are shown.
 
     Raises:
         UserError: it is missing, no JSON, or of a schema that is not among `schemas`.
     """
     text = read_text(path, option)
     with Fields(option, path, verb):
-        data = cast("dict[str, Any]", redact(json.loads(text)))
+        data = cast("dict[str, Any]", redact(json.loads(text)) if clean else json.loads(text))
         schema = data.get("schema")
     if schema not in schemas:
         known = " or ".join(str(each) for each in schemas)
