@@ -101,12 +101,12 @@ def _heads_mean(array: Maps) -> Maps:
 
 def _figures(data: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures of the table, in words."""
-    found = [
-        (f"heads with a sink at {name.replace('_', ' ')}", f"{each['heads']:.1%}")
-        for name, each in data["sink_metric"]["places"].items()
-    ]
-    first, share = next(iter(data["sink_metric"]["places"].items()))
-    found.append((f"attention to {first.replace('_', ' ')}", f"{share['attention']:.3f}"))
+    found = []
+    for position, (name, each) in enumerate(data["sink_metric"]["places"].items()):
+        place = "outlet" if name == "outlet" else f"position {position}"
+        found.append((f"heads with a sink at {place}", f"{each['heads']:.1%}"))
+        if position == 0:
+            found.append((f"mean attention to {place}", f"{each['attention']:.3f}"))
     entropy = data.get("entropy") or {}
     if "mean" in entropy:
         even = f" (evenly: {entropy['even']:.3g})" if "even" in entropy else ""

@@ -71,7 +71,9 @@ def _tables(material: Material) -> Iterator[Picture]:
         for other, pairs in differences(panel) if material.compared else ():
             title = f"{other.label} minus {panel.columns[0].label}"
             used = (*panel.columns[0].sources[1:2], *other.sources[1:2])
-            yield forest.differences(f"difference{nth(index)}-{slug(other.label)}", title, pairs, None, used)
+            yield forest.differences(
+                f"difference{nth(index)}-{slug(other.label)}", title, pairs, None, used, f"Difference in NLL: {title}"
+            )
 
 
 def lines(panel: Panel) -> list[forest.Line]:
@@ -114,12 +116,12 @@ def _streams(material: Material) -> Iterator[Picture]:
     for (key, word, model), panel in zip(material.models, drawn, strict=True):
         if panel:
             fills_at = max(1, model.cache_size - model.sinks)
-            yield stream.stream(f"stream-{key}", word, panel, scale, keys, fills_at, model.sources[1:2])
+            yield stream.stream(f"stream-{key}", word.capitalize(), panel, scale, keys, fills_at, model.sources[1:2])
 
 
 def _heats(material: Material) -> Iterator[Picture]:
     for key, word, model in material.models:
-        picture = caches.heat(f"caches-{key}", word, model)
+        picture = caches.heat(f"caches-{key}", word.capitalize(), model)
         if picture is not None:
             yield picture
 
@@ -140,7 +142,7 @@ def _attention(material: Material) -> Iterator[Picture]:
         share = model.share
         if model.attention is not None and share is not None:
             shown = True
-            when = "before: base" if key == "base" else f"after: {word}" if material.base is not None else word
+            when = "Before: base" if key == "base" else f"After: {word}" if material.base else word.capitalize()
             yield heads.heads(f"attention-{key}", when, share, model.attention["sink_metric"], model.sources[:1])
     if shown:
         yield heads.scale("attention-scale")

@@ -168,7 +168,7 @@ def _row(item: dict[str, Any], rule: str) -> Row:
         interval=pair(item["interval"]),
         seconds=number(item["seconds"]),
         tokens_per_second=number(item["tokens_per_second"]),
-        rule=str(item.get("rule") or rule),
+        rule=str(item.get("rule") or ("original" if str(item["name"]).endswith(" original") else rule)),
     )
 
 

@@ -17,7 +17,7 @@ BENCH, FOUR_MILLION = "sinktrain bench stream", "scripts/stream_4m.sh"
 
 def short(name: str) -> str:
     """The last part of a model's path, which tells it apart well enough."""
-    return name.rstrip("/").rpartition("/")[2] or name
+    return name.removeprefix("package:").rstrip("/").rpartition("/")[2] or name
 
 
 def load_answers(path: Path, option: str, sources: Sources) -> Answers:

@@ -51,6 +51,7 @@ class Picture:
         sources: numbers of the sources of its data.
         legend: above it.
         note: small print beside the title.
+        alone: the title where no page is around it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Picture:
     sources: tuple[int, ...] = ()
     legend: tuple[Key, ...] = ()
     note: str = ""
+    alone: str = ""
 
     @property
     def svg(self) -> Any:
@@ -122,5 +124,8 @@ def _head(figure: Figure, picture: Picture) -> None:
             frameon=False, fontsize=10, borderpad=0, borderaxespad=0, handlelength=2.4,
         )  # fmt: skip
         above += 16 * -(-len(made.get_texts()) // columns) / height + 6 / height
-    title = f"{picture.title}: {picture.note}" if picture.note else picture.title
+    title = picture.alone or picture.title
+    if picture.note:
+        figure.text(0, above, picture.note, color=paint("soft"), fontsize=9.5, va="bottom")
+        above += 15 / height
     figure.text(0, above, title, weight="bold", fontsize=11, va="bottom", wrap=False)

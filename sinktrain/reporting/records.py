@@ -205,6 +205,19 @@ class Answers:
     method: str
     sources: tuple[int, ...] = ()
 
+    @property
+    def caches(self) -> list[str]:
+        """The caches, in order."""
+        return list(dict.fromkeys(row.cache for row in self.rows))
+
+    @property
+    def by_distance(self) -> list[tuple[Answer, list[Answer | None]]]:
+        """A row a distance: one answer at it, for what all share, and that of each cache. Empty without distances."""
+        at = {(row.distance, row.cache): row for row in self.rows if row.distance == row.distance}
+        distances = sorted({distance for distance, _ in at})
+        cells = [[at.get((distance, cache)) for cache in self.caches] for distance in distances]
+        return [(next(cell for cell in row if cell is not None), row) for row in cells]
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -110,10 +111,8 @@ class Browser:
     def close(self) -> None:
         """Ends it."""
         self._session = ""
-        try:
+        with contextlib.suppress(RuntimeError, OSError):
             self.call("Browser.close")
-        except (RuntimeError, OSError):
-            pass
         self._watch.cancel()
         try:
             self._process.wait(10)

@@ -60,7 +60,7 @@ def test_only_a_row_far_above_the_rest_gets_its_own_scale(files: Files) -> None:
 def test_every_cell_of_the_attention_picture_is_drawn(files: Files, tmp_path: Path) -> None:
     page = report(out=tmp_path / "a.html", results=files.results, base=files.base).read_text()
     assert len(re.findall(r'href="data:image/png;base64,', page)) == 3  # before, after, and their one scale
-    assert "before: base" in page and "after: fine-tuned" in page
+    assert "Before: base" in page and "After: fine-tuned" in page
 
 
 def test_empty_cells_of_the_log_are_skipped(files: Files) -> None:

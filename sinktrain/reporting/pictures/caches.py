@@ -33,7 +33,8 @@ def heat(name: str, title: str, results: Results) -> Picture | None:
         return None
     spoken = "; ".join(f"{sinks}+{size - sinks}: {ppl(value)}" for (sinks, size), value in cells.items())
     data = [{"sinks": sinks, "size": size, "ppl_full_cache": value} for (sinks, size), value in cells.items()]
-    return Picture(name, title, f"PPL with a full cache. {spoken}.", lambda: _heat(cells), data, results.sources[:1])
+    return Picture(name, title, f"PPL with a full cache. {spoken}.", lambda: _heat(cells), data, results.sources[:1],
+                   alone=f"PPL by cache size and sinks: {title}")  # fmt: skip
 
 
 def _heat(cells: dict[tuple[int, int], float]) -> Figure:

@@ -21,7 +21,12 @@ LINE = 21
 
 
 def differences(
-    name: str, title: str, comparisons: list[Comparison], margin: float | None, sources: tuple[int, ...]
+    name: str,
+    title: str,
+    comparisons: list[Comparison],
+    margin: float | None,
+    sources: tuple[int, ...],
+    alone: str = "",
 ) -> Picture:
     """Paired differences with their intervals, the bound that decides as a tick, the margin as a dashed line."""
     spoken = "; ".join(
@@ -34,7 +39,8 @@ def differences(
          "tokens": c.tokens, "margin": margin}
         for c in comparisons
     ]  # fmt: skip
-    return Picture(name, title, f"{spoken}.{end}", lambda: _differences(comparisons, margin), data, sources)
+    return Picture(name, title, f"{spoken}.{end}", lambda: _differences(comparisons, margin), data, sources,
+                   alone=alone)  # fmt: skip
 
 
 def _differences(comparisons: list[Comparison], margin: float | None) -> Figure:
@@ -96,7 +102,8 @@ def table(name: str, title: str, lines: list[Line], sources: tuple[int, ...]) ->
          "high": exponential(line.interval[1]), "seeds": " ".join(f"{exponential(s):.6g}" for s in line.seeds)}
         for line in lines
     ]  # fmt: skip
-    return Picture(name, title, f"PPL with a full cache. {spoken}.", lambda: _table(lines), data, sources)
+    return Picture(name, title, f"PPL with a full cache. {spoken}.", lambda: _table(lines), data, sources,
+                   alone=f"PPL by model and cache: {title}")  # fmt: skip
 
 
 def _table(lines: list[Line]) -> Figure:
@@ -134,7 +141,7 @@ def _table(lines: list[Line]) -> Figure:
 def _line(axes: Axes, place: int, line: Line) -> None:
     colour = paint("window" if line.cache.startswith("0+") else "accent")
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(-0.39, place, _cut(line.cache, 13), color=paint("soft"), **beside)
+    axes.text(-0.39, place, _cut(line.cache.replace(" original", " orig."), 14), color=paint("soft"), **beside)
     value = exponential(line.nll)
     axes.text(1.37, place, ppl(value), ha="right", **beside)
     if not math.isfinite(value):

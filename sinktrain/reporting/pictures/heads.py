@@ -21,7 +21,8 @@ def heads(name: str, title: str, share: Floats, sink_metric: float, sources: tup
     said = f"{layers} layers by {number} heads; mean {share.mean():.2f}; {sink_metric:.0%} of the heads above 0.3."
     note = f"{sink_metric:.0%} of the heads above 0.3"
     data = {"layer_by_head": np.round(share.astype(float), 4).tolist(), "sink_metric": sink_metric}
-    return Picture(name, title, said, lambda: _heads(share), data, sources, note=note)
+    return Picture(name, title, said, lambda: _heads(share), data, sources, note=note,
+                   alone=f"Attention to position 0, {title}: 0 dark, 1 bright")  # fmt: skip
 
 
 def _heads(share: Floats) -> Figure:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sinktrain.reporting.diagnosis import Diagnosis, Maps
+from sinktrain.reporting.numbers import MINUS
 from sinktrain.reporting.picture import DASHES, Key, Picture
 from sinktrain.reporting.pictures.common import TURN, octaves, ticks, unit
 from sinktrain.reporting.svg import new_figure, paint
@@ -36,10 +37,10 @@ def maps(name: str, title: str, diagnosis: Diagnosis, others: list[Diagnosis]) -
         "logits": [_plain(diagnosis.logits[layer]) for layer in layers],
         "probabilities": [_plain(diagnosis.probabilities[layer]) for layer in layers],
     }
-    note = f"logits {limits[0]:.1f} to {limits[1]:.1f}, probabilities 0 to 1"
+    note = f"logits {limits[0]:.1f} to {limits[1]:.1f}, probabilities 0 to 1".replace("-", MINUS)
     return Picture(
         name, title, f"Mean attention of the later queries to position 0: {said}.", lambda: _maps(diagnosis, limits),
-        data, diagnosis.sources[1:], note=note,
+        data, diagnosis.sources[1:], note=note, alone=f"Attention maps: {title}",
     )  # fmt: skip
 
 
@@ -100,7 +101,8 @@ def along(name: str, title: str, diagnosis: Diagnosis) -> Picture | None:
     ]
     legend = tuple(Key(each, TURN[i]) for i, each in enumerate(names))
     draw = lambda: _along(diagnosis, names)  # noqa: E731
-    return Picture(name, title, f"Mean attention to position 0. {said}.", draw, data, diagnosis.sources[:1], legend)
+    return Picture(name, title, f"Mean attention to position 0. {said}.", draw, data, diagnosis.sources[:1], legend,
+                   alone=f"Attention to position 0 along a text: {title}")  # fmt: skip
 
 
 def _along(diagnosis: Diagnosis, names: list[str]) -> Figure:

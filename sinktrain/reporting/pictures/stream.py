@@ -67,6 +67,7 @@ def stream(
     return Picture(
         name, title, f"NLL in nats against text tokens so far. {ends}.",
         lambda: _stream(curves, scale, colours, fills_at), data, sources, legend,
+        alone=f"NLL along the stream: {title}",
     )  # fmt: skip
 
 
