@@ -118,6 +118,8 @@ def _difference(row: Row, a: Results, b: Results) -> Comparison | None:
     if b.row(row.name) is None or (a.cache_size, a.rule) != (b.cache_size, b.rule):
         return None
     x, y = a.nll[row.name].astype(np.float64), b.nll[row.name].astype(np.float64)
+    if len(x) != len(y):
+        return None
     series = (x - y)[_full(a, len(x)) & _full(b, len(y)) & np.isfinite(x) & np.isfinite(y)]
     if not len(series):
         return None

@@ -67,7 +67,9 @@ def _verdict(material: Material) -> Iterator[Picture]:
 def _tables(material: Material) -> Iterator[Picture]:
     for index, panel in enumerate(material.panels):
         if not panel.bits:
-            yield forest.table(f"table3{nth(index)}", panel.text, lines(panel), panel.sources)
+            rows = lines(panel)
+            used = panel.pair_sources if any(len(line.seeds) > 1 for line in rows) else ()
+            yield forest.table(f"table3{nth(index)}", panel.text, rows, panel.sources + used)
         for other, pairs in differences(panel) if material.compared else ():
             title = f"{other.label} minus {panel.columns[0].label}"
             used = (*panel.columns[0].sources[1:2], *other.sources[1:2])

@@ -76,8 +76,8 @@ class Picture:
         """The picture and its data as files: NAME-light.svg, NAME-dark.svg, the same as PNG, NAME.csv or NAME.json."""
         found = {}
         for theme in THEMES:
-            for kind in ("svg", "png"):
-                found[f"{self.name}-{theme}.{kind}"] = self._alone(theme, kind)
+            for kind, content in self._alone(theme).items():
+                found[f"{self.name}-{theme}.{kind}"] = content
         if isinstance(self.data, list):
             text = io.StringIO()
             writer = csv.DictWriter(text, list(self.data[0]) if self.data else [], lineterminator="\n")
@@ -91,18 +91,20 @@ class Picture:
         for name, content in self.files().items():
             (folder / name).write_bytes(content)
 
-    def _alone(self, theme: Theme, kind: str) -> bytes:
-        """The figure with its title and legend, on the ground of its theme."""
+    def _alone(self, theme: Theme) -> dict[str, bytes]:
+        """The figure as `svg` and `png`, with its title and legend, on the ground of its theme."""
+        found = {}
         with style(theme):
             figure = self.draw()
             _head(figure, self)
-            metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-            buffer = io.BytesIO()
-            figure.savefig(
-                buffer, format=kind, dpi=180, metadata=metadata, facecolor=paint("paper"), bbox_inches="tight",
-                pad_inches=0.15,
-            )  # fmt: skip
-            return buffer.getvalue()
+            for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+                buffer = io.BytesIO()
+                figure.savefig(
+                    buffer, format=kind, dpi=180, metadata=metadata, facecolor=paint("paper"), bbox_inches="tight",
+                    pad_inches=0.15,
+                )  # fmt: skip
+                found[kind] = buffer.getvalue()
+        return found
 
 
 def _head(figure: Figure, picture: Picture) -> None:

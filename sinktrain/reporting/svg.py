@@ -158,4 +158,4 @@ def _rewrite(name: str, value: str, key: str) -> str:
 
 def _variable(found: re.Match[str]) -> str:
     number = int(found[1], 16)
-    return f"var(--{PAINTS[number - 1]})" if 1 <= number <= len(PAINTS) else "currentColor"
+    return f"var(--{PAINTS[number - 1]})" if 1 <= number <= len(PAINTS) else found[0]

@@ -13,8 +13,8 @@ from sinktrain.reporting.svg import new_figure, paint
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DARK, BRIGHT = "#101418", "#fbfbfb"
-"""The ink on a bright and on a dark cell."""
+DARK, BRIGHT = "#000000", "#ffffff"
+"""The ink on a bright and on a dark cell; with any less, cells of a middling brightness could not be read."""
 
 
 def grid_of(results: Results) -> dict[tuple[int, int], float]:
@@ -52,7 +52,7 @@ def _heat(cells: dict[tuple[int, int], float]) -> Figure:
         place = sizes.index(size), sinks.index(number)
         ground = colours(norm(value)) if math.isfinite(value) else (0.5, 0.5, 0.5, 1)
         axes.add_patch(Rectangle((place[0] + 0.02, place[1] + 0.04), 0.96, 0.92, facecolor=to_hex(ground), linewidth=0))
-        ink = DARK if _luminance(ground) > 0.18 else BRIGHT
+        ink = DARK if _luminance(ground) > 0.179 else BRIGHT
         axes.text(place[0] + 0.5, place[1] + 0.5, ppl(value), color=ink, ha="center", va="center",
                   fontsize=10.5 if len(sizes) < 7 else 9.2)  # fmt: skip
     axes.set(xlim=(0, len(sizes)), ylim=(len(sinks), 0))
