@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -164,6 +165,9 @@ def _forgetting(material: Material) -> Iterator[Picture]:
             if any(row.distance > 0 for row in answers.rows):
                 named = f"{title}: {answers.label}" if len(found) > 1 else title
                 yield forgetting.by_distance(f"{kind}{nth(index)}", named, answers)
+            if any(math.isfinite(row.gain) for row in answers.rows):
+                named = f"Likelihood of the fact: {answers.label}" if len(found) > 1 else "Likelihood of the fact"
+                yield forgetting.gain(f"{kind}-gain{nth(index)}", named, answers)
 
 
 def _prices(material: Material) -> Iterator[Picture]:

@@ -11,7 +11,11 @@ from sinktrain.reporting.records import Answer, Answers, Flat, Speed
 from sinktrain.reporting.sources import Sources
 
 MIB = 2**20
-VERBS = {"recall": "sinktrain recall", "streameval": "sinktrain streameval", "questions": "sinktrain questions"}
+VERBS = {
+    "recall": "sinktrain recall",
+    "streameval": "sinktrain stream-eval",
+    "questions": "sinktrain stream-questions",
+}
 BENCH, FOUR_MILLION = "sinktrain bench stream", "scripts/stream_4m.sh"
 
 
@@ -33,7 +37,8 @@ def load_answers(path: Path, option: str, sources: Sources) -> Answers:
         if not rows:
             raise ValueError("it has no rows")
         command = str(data.get("command") or VERBS[kind])
-        method = data.get("intervals") or data.get("interval_method") or data.get("interval")
+        method = data.get("interval_method")
+        method = method.get("accuracy") if isinstance(method, dict) else method
         return Answers(
             kind=kind,
             label=short(str(data["model"]["name"])),
@@ -52,6 +57,8 @@ def _answer(item: dict[str, Any]) -> Answer:
         right=int(item["right"]),
         accuracy=number(item["accuracy"]),
         interval=pair(item["interval"]),
+        gain=number(item.get("gain")),
+        gain_interval=pair(item.get("gain_interval")),
     )
 
 

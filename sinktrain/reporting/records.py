@@ -184,7 +184,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Answer:
-    """How often a model with one cache was right, at one distance in tokens (or lines); NaN where there is none."""
+    """How often a model with one cache was right, at one distance in tokens (or lines); NaN where there is none.
+
+    `gain` is by how many nats the answer is likelier than one to what was never said, with its 95% interval.
+    """
 
     cache: str
     distance: float
@@ -193,6 +196,8 @@ class Answer:
     right: int
     accuracy: float
     interval: tuple[float, float]
+    gain: float
+    gain_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def report(
     follows the reader's light or dark mode.
 
     Args:
-        runs: Folders, searched to their depths, with what `evaluate`, `verify`, `diagnose`, `recall`, `streameval`,
-            `questions`, `bench stream`, `scripts/stream_4m.sh` and `fit` have written. What is missing is left out.
+        runs: Folders, searched to their depths, with what `evaluate`, `verify`, `diagnose`, `recall`, `stream-eval`,
+            `stream-questions`, `bench stream`, `scripts/stream_4m.sh` and `fit` have written. What is missing is left
+            out.
         out: The HTML file to write.
         compare: Put all evaluations in the runs side by side, with the paired differences of those on the same tokens;
             models with different tokenizers are compared in bits per byte.

@@ -96,7 +96,9 @@ def write_answers(folder: Path) -> None:
     for cache, holds in (("1+255", 256), ("1+1023", 1024), ("dense", 10**9)):
         for power in range(5, 12):
             known = 2**power < holds
-            rows["recall"].append({"cache": cache, "distance": 2**power, **_right(50, 46 if known else 1)})
+            gain = 6.0 - 0.1 * power if known else 0.02
+            rows["recall"].append({"cache": cache, "distance": 2**power, **_right(50, 46 if known else 1),
+                                   "gain": gain, "gain_interval": [gain - 0.3, gain + 0.3]})  # fmt: skip
         for lines in (1, 10, 20, 50):
             known = lines * 23 < holds
             rows["streameval"].append({"cache": cache, "line_distance": lines, "token_distance": lines * 23,
@@ -104,7 +106,7 @@ def write_answers(folder: Path) -> None:
         rows["questions"].append({"cache": cache, **_right(200, 84)})
     for kind, found in rows.items():
         record = {"schema": 1, "kind": kind, "command": f"sinktrain {kind} --model.name x", "model": MODEL,
-                  "rows": found, "intervals": "Wilson, 95%", "environment": ENVIRONMENT}  # fmt: skip
+                  "rows": found, "interval_method": "Wilson, 95%", "environment": ENVIRONMENT}  # fmt: skip
         (folder / f"{kind}.json").write_text(json.dumps(record))
 
 

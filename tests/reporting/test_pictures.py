@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "pictures"
 
 
-NAMES = {"recall", "streameval", "latency", "memory", "flat", "loss", "birth", "maps", "along"}
+NAMES = {"recall", "recall-gain", "streameval", "latency", "memory", "flat", "loss", "birth", "maps", "along"}
 
 
 def test_each_is_there_in_light_and_dark_with_its_data(folder: Path) -> None:

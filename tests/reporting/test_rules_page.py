@@ -12,7 +12,14 @@ import pytest
 from made_up_results import Files, write_all
 
 from sinktrain.base.errors import UserError
+from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.report import report
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests read the page's words; drawing takes most of its time."""
+    monkeypatch.setattr(Picture, "svg", "<svg></svg>")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,15 @@ from sinktrain.cli import main
 from sinktrain.reporting.found import find
 from sinktrain.reporting.gallery import gallery
 from sinktrain.reporting.material import made_of
+from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.report import report
 from sinktrain.reporting.sources import Sources
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests read the page's words; drawing takes most of its time."""
+    monkeypatch.setattr(Picture, "svg", "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
