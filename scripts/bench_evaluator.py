@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from sinktrain.evaluation.results import environment  # noqa: E402
-from sinktrain.evaluation.subject import ModelOptions, load_subject, load_text  # noqa: E402
+from sinktrain.evaluation.subject import ModelOptions, load_subject  # noqa: E402
+from sinktrain.evaluation.texts import load_text  # noqa: E402
 from sinktrain.streaming import CacheSpec, reference_nll, stream_nll  # noqa: E402
 
 

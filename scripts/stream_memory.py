@@ -19,7 +19,8 @@ keep_memory()
 
 import psutil  # noqa: E402
 
-from sinktrain.evaluation.subject import ModelOptions, load_subject, load_text  # noqa: E402
+from sinktrain.evaluation.subject import ModelOptions, load_subject  # noqa: E402
+from sinktrain.evaluation.texts import load_text  # noqa: E402
 from sinktrain.streaming import CacheSpec, stream_nll  # noqa: E402
 
 

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sinktrain
@@ -125,8 +125,9 @@ def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
 def _named(function: Any, arguments: list[str]) -> list[str]:
     """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
 
-    What a verb cannot do without may be given so; a verb whose first parameter is `runs`, a list of paths, takes all of
-    them (`report RUN RUN`). In names `-` is `_`, and `--compare` alone is `--compare true`.
+    What a verb cannot do without may be given so; a verb whose first parameter is a list of paths takes all of them
+    (`report RUN RUN`). In names `-` is `_`, and so much of a name is enough as no other begins with. Several words
+    behind an option are its value: a list where it takes one; a switch without a word is `true`.
     """
     parameters = list(inspect.signature(function).parameters.values())
     required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
@@ -137,17 +138,34 @@ def _named(function: Any, arguments: list[str]) -> list[str]:
         return [*given, *_named(function, arguments[front:])]
     if len(given) > len(required):
         raise UserError(f"{given[len(required)]!r} is no option; options begin with --.")
-    options = [_underscored(argument) if argument.startswith("--") else argument for argument in arguments[front:]]
-    switches = {f"--{each.name}" for each in parameters if each.annotation == "bool"}
-    for place, option in enumerate(options):
-        if option in switches and (place + 1 == len(options) or options[place + 1].startswith("--")):
-            options[place] = f"{option}=true"
+    annotations = {each.name: str(each.annotation) for each in parameters}
+    options = [part for words in _by_option(arguments[front:]) for part in _option(words, annotations)]
     return [*(part for name, value in zip(required, given, strict=False) for part in (f"--{name}", value)), *options]
 
 
-def _underscored(option: str) -> str:
-    name, equals, value = option.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+def _by_option(arguments: list[str]) -> Iterator[list[str]]:
+    """Each option with the words behind it."""
+    words: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--") and words:
+            yield words
+            words = []
+        words.append(argument)
+    yield from [words] if words else []
+
+
+def _option(words: list[str], annotations: dict[str, str]) -> list[str]:
+    name, equals, value = words[0].partition("=")
+    name = name[2:].replace("-", "_") if name.startswith("--") else name
+    alike = [each for each in annotations if each.startswith(name)]
+    if name not in annotations and len(alike) == 1 and len(name) > 1:
+        name = alike[0]
+    option = f"--{name}{equals}{value}" if words[0].startswith("--") else words[0]
+    if not equals and len(words) == 1 and annotations.get(name) == "bool":
+        return [f"{option}=true"]
+    if equals or len(words) < 3 or name not in annotations:
+        return [option, *words[1:]]
+    return [option, json.dumps(words[1:]) if "list" in annotations[name] else " ".join(words[1:])]
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -23,7 +23,8 @@ from sinktrain.base.secrets import command_line, redact
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.attention import THRESHOLD, attention_columns
 from sinktrain.evaluation.results import environment
-from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
+from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.texts import Text, load_text
 
 TEXT_POSITIONS = 2
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.bootstrap import bootstrap_mean
-from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject, load_text
+from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.texts import load_text
 from sinktrain.streaming import CacheSpec, stream_nll
 from sinktrain.streaming.nll import token_nll
 

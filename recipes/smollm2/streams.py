@@ -35,7 +35,8 @@ from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.secrets import command_line, redact
 from sinktrain.base.terminal import progress, say
 from sinktrain.evaluation.results import environment
-from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
+from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
+from sinktrain.evaluation.texts import Text, load_text
 from sinktrain.streaming import CacheSpec, stream_nll
 
 SCHEMA = 1

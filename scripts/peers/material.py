@@ -56,7 +56,8 @@ def write_material(model: str, text: str, tokens: int, folder: Path) -> dict[str
     """
     import numpy as np
 
-    from sinktrain.evaluation.subject import ModelOptions, load_subject, load_text
+    from sinktrain.evaluation.subject import ModelOptions, load_subject
+    from sinktrain.evaluation.texts import load_text
 
     subject = load_subject(ModelOptions(model, device="cpu"))
     config = old_config(subject.model.config.to_dict(), model)

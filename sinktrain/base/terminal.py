@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,3 +30,33 @@ def progress(title: str, total: float | None) -> Iterator[Callable[[float], None
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
         task = bars.add_task(title, total=total)
         yield lambda amount: bars.advance(task, amount)
+
+
+class Clock:
+    """Says how far a long command is, and about how long it will take, in lines that a log can hold.
+
+    Args:
+        total: what there is to do, in any unit.
+        every: seconds between two lines, at least.
+    """
+
+    def __init__(self, total: float, every: float = 10.0) -> None:
+        self.total, self.every, self._done = total, every, 0.0
+        self._began = self._said = time.monotonic()
+
+    def say(self, amount: float, title: str, *, is_last: bool = False) -> None:
+        """Counts `amount` as done; a line, unless the last one was a moment ago or nothing is left."""
+        self._done += amount
+        now = time.monotonic()
+        if is_last or now - self._said < self.every:
+            return
+        self._said, spent = now, now - self._began
+        left = spent / self._done * (self.total - self._done)
+        say(f"{title}: {self._done / self.total:.0%} in {duration(spent)}, about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever can be read."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

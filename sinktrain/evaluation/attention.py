@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sinktrain.evaluation.subject import Subject, Text
+from sinktrain.evaluation.subject import Subject
+from sinktrain.evaluation.texts import Text
 from sinktrain.sinks.outlet import has_outlet
 from sinktrain.streaming.attach import attention_implementation
 from sinktrain.streaming.observe import attention_columns

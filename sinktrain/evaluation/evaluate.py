@@ -1,28 +1,36 @@
-"""The verb `evaluate`: the grid of caches."""
+"""The verb `evaluate`: models, texts and caches, all with all."""
 
 from __future__ import annotations
 
-from math import exp
+import json
 from pathlib import Path
-from typing import Any
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.base.secrets import command_line
-from sinktrain.base.terminal import progress, say
-from sinktrain.evaluation.attention import attention_to_first
-from sinktrain.evaluation.grid import Row, full_cache, parse_caches, recompute_row, stream_row
-from sinktrain.evaluation.results import SCHEMA, environment, write_results
-from sinktrain.evaluation.rules import first_with_sinks, in_words, second_rule
-from sinktrain.evaluation.subject import ModelOptions, Subject, Text, load_subject, load_text
+from sinktrain.base.folders import Draft, kept_folder
+from sinktrain.base.terminal import say
+from sinktrain.evaluation.contestants import contestants
+from sinktrain.evaluation.grid import caches_of, parse_caches, rows_asked
+from sinktrain.evaluation.outcome import show, write_cells
+from sinktrain.evaluation.pieces import Settings, pieces, shared_out, too_few
+from sinktrain.evaluation.ranks import Ranks, ranks
+from sinktrain.evaluation.rules import first_with_sinks
+from sinktrain.evaluation.subject import ModelOptions
 from sinktrain.evaluation.tasks import evaluate_tasks
+from sinktrain.evaluation.work import Workshop
 from sinktrain.streaming import CacheSpec, PositionRule
+
+DEFAULT_CACHES = "0+256 1+255 4+252"
+_PLAN = "plan.json"
 
 
 def evaluate(
     model: ModelOptions,
     out: Path,
-    text: str | None = None,
-    caches: str = "0+256 1+255 4+252",
+    text: str | list[str] | None = None,
+    beside: str | list[str] | None = None,
+    caches: str = DEFAULT_CACHES,
+    budget: str | None = None,
+    sinks: str = "0 1 2 4",
     tokens: int = 8192,
     skip: int = 0,
     recompute: int = 256,
@@ -37,20 +45,27 @@ def evaluate(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Streams a text through a model under several caches and writes the NLL of every token.
+    """Streams texts through models under a grid of caches and writes the NLL of every token.
+
+    One that was stopped goes on where it was when the same command comes again. Under a launcher such as torchrun its
+    ranks share the work.
 
     Args:
-        model: The model to evaluate.
-        out: The result folder to write.
-        text: A folder made by `sinktrain prepare` (its validation part is taken), or a source of text as `sinktrain
-            prepare --source` takes it.
+        model: The model to evaluate, or a folder of models (exports, or runs) to evaluate side by side.
+        out: The result folder to write: of one model and one text their results, of several a folder for each.
+        text: Folders made by `sinktrain prepare` (their validation part is taken), or sources of text as `sinktrain
+            prepare --source` takes them.
+        beside: Further models, or folders of models.
         caches: The caches to compare, x+y each (x sinks and the y most recent tokens), or `dense` for no eviction.
-        tokens: How many tokens of the text to stream.
-        skip: How many tokens of the text to leave out first.
-        recompute: At how many positions to recompute a window of C tokens afresh, the quality reference; 0 for none.
+        budget: Instead of --caches, cache sizes C, such as 256,512,1024: each with every number of --sinks kept.
+        sinks: How many first positions the caches of --budget keep.
+        tokens: How many tokens of each text to stream.
+        skip: How many tokens of a text to leave out first.
+        recompute: At how many positions to recompute a window of C tokens afresh, the quality reference, for each C;
+            0 for none.
         rule: The distance that a sink is seen at, counted inside the `cache` (as the paper does) or in the text
             (`original`).
-        both_rules: Also stream the first cache that has sinks under the other rule and say what `original` costs.
+        both_rules: Also stream every cache that has sinks under the other rule and say what `original` costs.
         chunk: How many tokens to run at once; the result is the same for all.
         batch: How many recomputed windows to run at once.
         attention: Also measure the attention on the first position, by layer and head.
@@ -68,87 +83,67 @@ def evaluate(
         raise UserError("--text: is missing; name a text, or tasks by --tasks, and not both.")
     if tasks is not None:
         return evaluate_tasks(model, tasks, task_folder, limit, batch, out, overwrite)
-    assert text is not None
-    specs = parse_caches(caches)
-    at_least("--tokens", tokens, 1)
-    at_least("--chunk", chunk, 1)
-    at_least("--batch", batch, 1)
-    for option, value in (("--skip", skip), ("--recompute", recompute), ("--seed", seed)):
-        at_least(option, value, 0)
-    sizes = [spec.size for spec in specs if spec.size is not None]
-    if not sizes:
-        raise UserError(f"--caches {caches!r}: holds no cache that evicts; add one such as 1+255.")
-    compared = first_with_sinks(specs, caches) if both_rules else None
+    for option, value, least in (
+        ("--tokens", tokens, 1), ("--chunk", chunk, 1), ("--batch", batch, 1), ("--skip", skip, 0),
+        ("--recompute", recompute, 0), ("--seed", seed, 0),
+    ):  # fmt: skip
+        at_least(option, value, least)
+    specs = _specs(caches, budget, sinks)
+    second = first_with_sinks(specs, caches) if both_rules else None
     if out.exists() and not overwrite:
         raise UserError(f"--out {out}: exists already; choose another folder, or pass --overwrite true.")
-    subject = load_subject(model)
-    material = load_text(text, subject.tokenizer, tokens, skip)
-    size = max(sizes)
-    if len(material.tokens) < 2 * size:
-        raise UserError(f"--tokens {tokens}: too few to fill a cache of {size} and judge it; give {2 * size} or more.")
-    _warn(subject, specs, size)
-    rows = _measure(subject, material, specs, size, rule=rule, chunk=chunk, recompute=recompute, batch=batch, seed=seed)
-    full = full_cache(len(material.tokens), len(subject.sink_ids), size)
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "command": command_line(),
-        "model": subject.description,
-        "text": material.description,
-        "cache_size": size,
-        "rule": rule,
-        "rows": [row.summary(full) for row in rows],
-        "attention": attention_to_first(subject, material) if attention else None,
-        "environment": environment(),
-    }
-    if compared is not None:
-        second, record["position_rules"] = second_rule(subject, material, compared, rows, size, rule=rule, chunk=chunk)
-        rows.append(second)
-    write_results(out, record, rows, overwrite=overwrite)
-    _show(record)
-    say(f"results: {out}")
+    settings = Settings(
+        contestants(model, _listed(beside)), _listed(text), rows_asked(specs, rule, both_rules, recompute),
+        tokens, skip, recompute, chunk, batch, attention, seed,
+    )  # fmt: skip
+    if tokens < 2 * settings.size:
+        raise too_few(tokens, settings.size)
+    with ranks() as place:
+        if place.is_first:
+            with kept_folder(out, "--out", overwrite=overwrite) as draft:
+                workshop = Workshop(settings, draft.notes)
+                _begin(workshop, draft)
+                try:
+                    _work(workshop, place)
+                finally:
+                    draft.keep = any(map(workshop.is_done, pieces(settings)))
+                records = write_cells(workshop, draft.result, second)
+            show(records)
+            say(f"results: {out}")
+        else:
+            _work(Workshop(settings, out.with_name(f".{out.name}.draft") / "notes"), place)
     return out
 
 
-def _measure(
-    subject: Subject,
-    text: Text,
-    specs: list[CacheSpec],
-    size: int,
-    *,
-    rule: PositionRule,
-    chunk: int,
-    recompute: int,
-    batch: int,
-    seed: int,
-) -> list[Row]:
-    rows = []
-    for spec in specs:
-        with progress(f"cache {spec}", len(text.tokens)) as advance:
-            rows.append(stream_row(subject, text, spec, rule=rule, chunk=chunk, advance=advance))
-    if recompute > 0:
-        with progress("recompute", recompute) as advance:
-            rows.append(recompute_row(subject, text, size, recompute, seed=seed, batch=batch, advance=advance))
-    return rows
+def _specs(caches: str, budget: str | None, sinks: str) -> list[CacheSpec]:
+    if caches != DEFAULT_CACHES and budget is not None:
+        raise UserError(f"--budget {budget}: gives the caches, and so does --caches; leave one of them out.")
+    specs = parse_caches(caches) if budget is None else caches_of(budget, sinks)
+    if all(spec.size is None for spec in specs):
+        raise UserError(f"--caches {caches!r}: holds no cache that evicts; add one such as 1+255.")
+    return specs
 
 
-def _warn(subject: Subject, specs: list[CacheSpec], size: int) -> None:
-    length = subject.description["trained_length"]
-    if length is not None and size > length:
-        say(f"warning: the cache holds {size} positions, the model was trained for {length}.")
-    trained = len(subject.sink_ids)
-    for spec in specs:
-        if 0 < spec.sinks < trained:
-            say(f"warning: cache {spec} keeps fewer than the {trained} trained sinks, which is worse than no sink.")
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _show(record: dict[str, Any]) -> None:
-    """The table on the terminal."""
-    say(f"{'cache':>10} {'tokens':>8} {'PPL all':>10} {'PPL full cache':>15}   95% interval")
-    for row in record["rows"]:
-        low, high = (exp(value) for value in row["interval"])
-        say(
-            f"{row['name']:>10} {row['tokens']:>8} {row['ppl_all']:>10.3f} {row['ppl_full_cache']:>15.3f}   "
-            f"{low:.3f} to {high:.3f}"
-        )
-    if "position_rules" in record:
-        say(in_words(record["position_rules"]))
+def _begin(workshop: Workshop, draft: Draft) -> None:
+    """Takes up what a stopped run has left, if it was of the same plan; reads the texts."""
+    plan, path = json.dumps(workshop.settings.plan), draft.notes / _PLAN
+    if path.is_file() and path.read_text() == plan:
+        work = pieces(workshop.settings)
+        say(f"goes on where it stopped: {sum(map(workshop.is_done, work))} of {len(work)} pieces are done")
+    else:
+        draft.clear()
+    workshop.begin()
+    path.write_text(plan)
+
+
+def _work(workshop: Workshop, place: Ranks) -> None:
+    """This rank's share of what is left."""
+    place.wait()  # until the texts are read
+    left = [piece for piece in pieces(workshop.settings) if not workshop.is_done(piece)]
+    place.wait()  # until all have looked what is left
+    workshop.run(shared_out(left, place.count)[place.rank])
+    place.wait()

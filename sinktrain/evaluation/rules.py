@@ -7,17 +7,14 @@ past the trained length a sink is seen from farther away than anything was in tr
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
-from sinktrain.base.terminal import progress
 from sinktrain.evaluation.bootstrap import bootstrap_mean
-from sinktrain.evaluation.grid import NLL, Row, full_cache, stream_row
-from sinktrain.evaluation.subject import Subject, Text
+from sinktrain.evaluation.grid import NLL, RULES, Row, full_cache
 from sinktrain.evaluation.verdict import FEWEST_BLOCKS, FEWEST_TOKENS
 from sinktrain.streaming import CacheSpec, PositionRule
 
@@ -34,36 +31,28 @@ def first_with_sinks(specs: list[CacheSpec], caches: str) -> CacheSpec:
     raise UserError(f"--caches {caches!r}: holds no cache with sinks for --both_rules; add one such as 1+255.")
 
 
-def second_rule(
-    subject: Subject, text: Text, spec: CacheSpec, rows: list[Row], size: int, *, rule: PositionRule, chunk: int
-) -> tuple[Row, dict[str, Any]]:
-    """Streams the text once more through `spec`, under the rule that `rows` were not measured with.
+def rules_record(
+    rows: list[Row], spec: CacheSpec, rule: PositionRule, size: int, sinks: int, trained_length: int | None
+) -> dict[str, Any]:
+    """What the position rules of one cache cost against each other: `position_rules` of results.json.
 
     Args:
-        subject: the model.
-        text: the same as that of `rows`.
-        spec: a cache with sinks that `rows` hold.
-        rows: the grid, measured under `rule`.
+        rows: the table, in which `spec` stands under both rules: as `1+255` and as `1+255 original`.
+        spec: a cache with sinks.
+        rule: of the table.
         size: C, at which a cache counts as full.
-        rule: of `rows`.
-        chunk: tokens run at once.
-
-    Returns:
-        The new row, named `1+255 original` (no cache is called so), and the record `position_rules` of results.json.
+        sinks: how many stand in front of the text.
+        trained_length: of the model, if it says so.
     """
-    other: PositionRule = "original" if rule == "cache" else "cache"
+    other = RULES[rule]
     name = f"{spec} {other}"
-    with progress(f"cache {name}", len(text.tokens)) as advance:
-        second = replace(stream_row(subject, text, spec, rule=other, chunk=chunk, advance=advance), name=name)
-    nll = {rule: next(row.nll for row in rows if row.name == str(spec)), other: second.nll}
-    record = {
+    by_name = {row.name: row.nll for row in rows}
+    nll = {rule: by_name[str(spec)], other: by_name[name]}
+    return {
         "cache": str(spec),
         "array": name,
-        **compare_rules(
-            nll["cache"], nll["original"], len(subject.sink_ids), size, subject.description["trained_length"]
-        ),
+        **compare_rules(nll["cache"], nll["original"], sinks, size, trained_length),
     }
-    return second, record
 
 
 def compare_rules(cache: NLL, original: NLL, sinks: int, size: int, trained_length: int | None) -> dict[str, Any]:

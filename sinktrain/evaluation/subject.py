@@ -1,17 +1,16 @@
-"""What is evaluated: a model with its tokenizer and sinks, and a text in its tokens."""
+"""What is evaluated: a model with its tokenizer and sinks."""
 
 from __future__ import annotations
 
-import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from sinktrain.base.errors import UserError
-from sinktrain.base.models import fingerprint, load_model, load_tokenizer, trained_length
+from sinktrain.base.models import load_model, load_tokenizer, trained_length
 from sinktrain.sinks.tokenizer import sink_ids_of
 
 if TYPE_CHECKING:
@@ -61,20 +60,6 @@ class Subject:
         }
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text of T tokens (T,), without any sink."""
-
-    name: str
-    tokens: Tensor
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the results say of the text."""
-        digest = hashlib.sha256(self.tokens.to(torch.int64).numpy().tobytes()).hexdigest()
-        return {"name": self.name, "tokens": len(self.tokens), "sha256": digest}
-
-
 def load_subject(options: ModelOptions) -> Subject:
     """Loads what `options` names, ready to evaluate.
 
@@ -103,53 +88,8 @@ def load_subject(options: ModelOptions) -> Subject:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"model.device {name}: not to be had on this machine; use cpu, cuda or auto.") from error
-
-
-def load_text(name: str, tokenizer: PreTrainedTokenizerBase, tokens: int, skip: int = 0) -> Text:
-    """The first `tokens` tokens after `skip` of a text.
-
-    Args:
-        name: a folder made by `sinktrain prepare` (its validation part is taken, which training never saw), or a
-            source of text as `sinktrain prepare --source` takes it.
-        tokenizer: the model's.
-        tokens: how many to take.
-        skip: how many to leave out first.
-
-    Raises:
-        UserError: no such text, made with another tokenizer, or too short.
-    """
-    if (Path(name) / "manifest.json").is_file():
-        found = _prepared_tokens(name, tokenizer, tokens, skip)
-    else:
-        found = _source_tokens(name, tokenizer, skip + tokens)[skip:]
-    if len(found) < tokens:
-        raise UserError(f"text {name}: has {len(found)} tokens after skip {skip}; ask for at most that with --tokens.")
-    return Text(name, found)
-
-
-def _prepared_tokens(name: str, tokenizer: PreTrainedTokenizerBase, tokens: int, skip: int) -> Tensor:
-    from sinktrain.data.prepared import PreparedText
-
-    prepared = PreparedText(Path(name))
-    prepared.check_tokenizer(fingerprint(tokenizer))
-    return torch.from_numpy(prepared.tokens("validation")[skip : skip + tokens].astype("int64"))
-
-
-def _source_tokens(name: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> Tensor:
-    from sinktrain.data.sources import documents
-
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    ids: list[int] = []
-    try:
-        for document in documents(name):
-            ids += [*tokenizer.encode(document, add_special_tokens=False), *end]
-            if len(ids) >= limit:
-                break
-    except UserError as error:
-        raise UserError(str(error).replace("--source", "--text", 1)) from error
-    return torch.tensor(ids[:limit], dtype=torch.long)

@@ -17,13 +17,16 @@ RECORD = "sinktrain.json"
 SCHEMA = 1
 
 
-def sink_record(trained: Trained, verdict: dict[str, Any] | None, kept: bool = False) -> dict[str, Any]:
+def sink_record(
+    trained: Trained, verdict: dict[str, Any] | None, kept: bool = False, seed: int | None = None
+) -> dict[str, Any]:
     """Plain values.
 
     Args:
         trained: the model as it is exported; its weights are not looked at.
         verdict: the record of `sinktrain verify`, if there is one.
         kept: its adapters are beside the weights, not in them.
+        seed: of the run, if it is known; models that differ in it alone are compared as a group.
     """
     ids = sink_ids_of(trained.tokenizer)
     length = trained_length(trained.model.config)
@@ -39,6 +42,7 @@ def sink_record(trained: Trained, verdict: dict[str, Any] | None, kept: bool = F
         "trained_length": length,
         "cache": str(CacheSpec.default(len(ids), length)),
         "step": trained.step,
+        "seed": seed,
         "tuning": trained.tuning.mode,
         "adapters": "kept" if kept else "merged" if trained.tuning.mode == "lora" else None,
         "verdict": verdict,

@@ -17,7 +17,8 @@ from sinktrain.data.prepared import PreparedText
 from sinktrain.evaluation.attention import attention_to_first
 from sinktrain.evaluation.grid import full_cache, parse_caches
 from sinktrain.evaluation.results import read_results
-from sinktrain.evaluation.subject import ModelOptions, load_subject, load_text
+from sinktrain.evaluation.subject import ModelOptions, load_subject
+from sinktrain.evaluation.texts import load_text
 from sinktrain.sinks import SinkConfig
 from sinktrain.sinks.add_outlet import add_outlet
 from sinktrain.sinks.embedding import grow_embedding

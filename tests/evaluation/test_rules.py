@@ -92,9 +92,11 @@ def test_the_table_and_its_readers_stay_as_they_are(
     assert run(short_model, prepared_folder, tmp_path / "one") == 0
     assert "rule original" not in capsys.readouterr().out
     one, two = read_results(tmp_path / "one"), read_results(both)
-    assert "position_rules" not in one.record and one.record["schema"] == two.record["schema"] == 1
-    assert [row["name"] for row in two.record["rows"]] == [row["name"] for row in one.record["rows"]]
-    assert set(two.nll) - set(one.nll) == {"2+14 original"}
+    assert "position_rules" not in one.record and one.record["schema"] == two.record["schema"] == 2
+    names = [row["name"] for row in one.record["rows"]]
+    assert [row["name"] for row in two.record["rows"]] == [*names, "2+14 original", "4+12 original"]
+    assert [row["rule"] for row in two.record["rows"]] == ["cache"] * 3 + ["original"] * 2
+    assert set(two.nll) - set(one.nll) == {"2+14 original", "4+12 original"}
     assert verify(both, tmp_path / "v.json", cache="2+14", against="4+12") == 2  # no recompute: judged as without
 
 

@@ -18,7 +18,8 @@ from sinktrain.base.models import load_model
 from sinktrain.cli import main
 from sinktrain.data import SinkDataModule
 from sinktrain.evaluation.attention import attention_to_first
-from sinktrain.evaluation.subject import ModelOptions, Subject, Text
+from sinktrain.evaluation.subject import ModelOptions, Subject
+from sinktrain.evaluation.texts import Text
 from sinktrain.sinks import SinkConfig
 from sinktrain.streaming import CacheSpec, SinkCache
 from sinktrain.training import OptimizerConfig, SinkModule

@@ -135,12 +135,13 @@ def test_arrays_with_a_payload_are_refused(prepared_folder: Path, planted: Path,
     array = np.array([Payload(planted)], dtype=object)
     results = tmp_path / "results"
     results.mkdir()
-    (results / "results.json").write_text("{}")
-    np.savez(results / "nll.npz", a=array)
-    with pytest.raises(UserError, match="--results"):
+    (results / "results.json").write_text('{"schema": 2}')
+    with (results / "nll.parquet").open("wb") as file:
+        np.savez(file, a=array)
+    with pytest.raises(UserError, match=r"--results .*is not a result folder"):
         read_results(results)
-    (results / "nll.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(UserError, match="--results"):
+    (results / "nll.parquet").write_bytes(b"PAR1 no table PAR1")
+    with pytest.raises(UserError, match=r"--results .*is not a result folder"):
         read_results(results)
     prepared = PreparedText(prepared_folder)
     prepared.folder = tmp_path

@@ -1,0 +1,48 @@
+"""Several processes at one grid, where a launcher such as torchrun started several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+_LONGEST = timedelta(days=30)
+"""How long a rank waits for the others: the slowest of them may have hours more to do."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes the results."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Goes on once all have come here."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """This process's place among those that a launcher started (`WORLD_SIZE`); without one it is alone."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        yield Ranks()
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=_LONGEST)
+    try:
+        yield Ranks(dist.get_rank(), count)
+    finally:
+        dist.destroy_process_group()
