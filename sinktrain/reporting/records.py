@@ -87,10 +87,11 @@ class Results:
     @property
     def main_rows(self) -> tuple[Row, ...]:
         """The caches of the largest size under the main position rule, dense and recompute: what is shown in curves."""
-        return tuple(
-            row for row in self.rows
-            if row.rule == self.rule and (row.sinks_and_size is None or row.sinks_and_size[1] == self.cache_size)
-        )  # fmt: skip
+        return tuple(row for row in self.rows if row.rule == self.rule and self._is_main(row))
+
+    def _is_main(self, row: Row) -> bool:
+        size = row.sinks_and_size
+        return row.name in ("dense", "recompute") if size is None else size[1] == self.cache_size
 
     @property
     def sinks(self) -> int:

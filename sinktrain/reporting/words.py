@@ -15,7 +15,8 @@ def describe(row: Row) -> str:
     if row.method == "dense":
         return "the whole history"
     if row.method == "recompute":
-        return "a fresh forward for each sampled token"
+        size = row.name.partition(" ")[2]
+        return f"a fresh forward{f' over {size} tokens' if size else ''} for each sampled token"
     first, _, recent = row.name.split()[0].partition("+")
     kept = f"the {recent} most recent" if row.method == "window" else f"the first {first} and the {recent} most recent"
     return f"{kept}, distances in the text" if row.name.endswith(" original") else kept

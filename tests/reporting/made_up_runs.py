@@ -40,6 +40,7 @@ def write_grid(folder: Path, tokens: int) -> None:
             for sinks in (0, 1, 4):
                 worse = math.log(CACHE / size) * 0.1 + (0.8 if sinks == 0 else 0.02 / sinks)
                 nll[f"{sinks}+{size - sinks}"] = nll["1+255"] + rng.normal(worse, 0.2, tokens).astype(np.float32)
+        nll["recompute 64"] = nll["recompute"] + np.float32(0.2)
         nll["1+255 original"] = nll["1+255"] + np.float32(0.05)
         write_results(folder / place, tokens, sink=sink, layers=6, heads=4, nll=nll, name=f"runs/{place}",
                       group=group, seed=seed)  # fmt: skip

@@ -20,6 +20,7 @@ from sinktrain.base.errors import UserError
 from sinktrain.cli import main
 from sinktrain.reporting.found import find
 from sinktrain.reporting.gallery import gallery
+from sinktrain.reporting.load import load_results
 from sinktrain.reporting.material import made_of
 from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.report import report
@@ -125,7 +126,7 @@ def test_side_by_side_the_differences_are_those_of_the_tokens(run: Path, tmp_pat
         for name, cells in re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table[0], flags=re.DOTALL)
     }
     first, second = (pq.read_table(folder / "nll.parquet") for folder in folders)
-    for name in ("1+255", "0+256", "recompute", "1+63"):
+    for name in ("1+255", "0+256", "recompute", "recompute 64", "1+63"):
         series = second[name].to_numpy() - first[name].to_numpy()
         series = series[CACHE + 1 :]  # both caches are full: the model without a sink has one position less
         series = series[np.isfinite(series)]
@@ -233,3 +234,10 @@ def test_the_command_line_takes_runs_in_front(tmp_path: Path) -> None:
     a, b = write_two(tmp_path / "models")
     assert main(["report", str(a), str(b), "--compare", "--out", str(tmp_path / "b.html")]) == 0
     assert "Side by side" in (tmp_path / "b.html").read_text()
+
+
+def test_curves_are_of_the_largest_cache_and_the_main_rule(run: Path) -> None:
+    results = load_results(run / "grid" / "token-0", "--results")
+    assert len(results.rows) == 13
+    assert [row.name for row in results.main_rows] == ["0+256", "1+255", "4+252", "dense", "recompute"]
+    assert results.row("1+255 original").rule == "original"  # type: ignore[union-attr]
