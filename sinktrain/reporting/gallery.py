@@ -73,6 +73,8 @@ def _tables(material: Material) -> Iterator[Picture]:
             yield forest.table(f"table3{nth(index)}", panel.text, rows, panel.sources + used)
         for other, pairs in differences(panel) if material.compared else ():
             title = f"{other.label} minus {panel.columns[0].label}"
+            # without any sink a model can be so much worse that nothing else could be seen on its scale
+            pairs = [pair for pair in pairs if not pair.question.startswith("0+")] or pairs
             used = (*panel.columns[0].sources[1:2], *other.sources[1:2])
             yield forest.differences(
                 f"difference{nth(index)}-{slug(other.label)}", title, pairs, None, used, f"Difference in NLL: {title}"

@@ -34,7 +34,7 @@ class Material:
         """Key, word and results of each model in the middle of the page, the fine-tuned one first."""
         if self.results is None:
             return []
-        word = "fine-tuned" if self.base is not None or self.results.sinks else "model"
+        word = "evaluated" if self.base is None else "fine-tuned"
         named = [("tuned", word, self.results)]
         return named if self.base is None else [*named, ("base", "base", self.base)]
 

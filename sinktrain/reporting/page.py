@@ -56,7 +56,9 @@ def _middle(material: Material) -> dict[str, Any]:
     return {
         "lost_sink": words.lost_sink(results),
         "rule_costs": words.rule_costs([(word, model) for _, word, model in material.models]),
-        "findings": words.findings(results, material.base, None if verdict is None else verdict.margin),
+        "findings": words.findings(
+            results, material.base, None if verdict is None else verdict.margin, material.models[0][1]
+        ),
         "fewest": FEWEST,
         "reference": next((row.name for row in rows if row.method == "streaming"), "recompute"),
         "spans": [(at, span(at)) for at in (results.cache_size, results.text["tokens"])],

@@ -87,16 +87,17 @@ def _rule_difference(pair: RulePair) -> str:
     )
 
 
-def findings(results: Results, base: Results | None, margin: float | None) -> list[str]:
+def findings(results: Results, base: Results | None, margin: float | None, word: str = "fine-tuned") -> list[str]:
     """What one kept position, and none, does in each model, and what the dedicated sink has changed.
 
     Args:
         results: the fine-tuned model.
         base: the model it came from.
         margin: the difference in NLL that counts as none, in nats; the verdict's, or ln(1.01).
+        word: for the first model.
     """
     limit = DEFAULT_MARGIN if margin is None else margin
-    models = [("fine-tuned", results)] if base is None else [("fine-tuned", results), ("base", base)]
+    models = [(word, results)] if base is None else [(word, results), ("base", base)]
     said = [text for name, model in models if (text := f"{_one_and_more(name, model)} {_none(name, model)}".strip())]
     if base is not None:
         said += [sentence for sentence in (_what_changed(results, base, limit), _attention(results, base)) if sentence]
