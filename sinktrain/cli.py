@@ -22,6 +22,7 @@ VERBS = {
     "fit": ("sinktrain.training.fit", "train a model with a sink token in front of every sample"),
     "evaluate": ("sinktrain.evaluation.evaluate", "stream a text through a model under a grid of caches"),
     "verify": ("sinktrain.evaluation.verify", "say whether one sink is enough: exit 0 proven, 1 not, 2 not judged"),
+    "diagnose": ("sinktrain.evaluation.diagnose", "measure where attention goes: Sink_k, maps, massive activations"),
     "export": ("sinktrain.export.export", "write a checkpoint as a plain Hugging Face model"),
     "check-export": ("sinktrain.export.check", "load an export elsewhere and compare it with its checkpoint"),
     "push": ("sinktrain.export.push", "put an export into a repository of the hub, after it passed its checks"),

@@ -37,13 +37,10 @@ def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequen
         `share` ([layer][head]), `sink_metric`, `length`, `sequences`, and where the softmax has an outlet (sink kinds
         `zero`, `logit`, `kv`) its share by `outlet`; None if the text is shorter than a sequence.
     """
-    sinks = torch.tensor(subject.sink_ids, dtype=torch.long)
-    width = length - len(sinks)
-    sequences = min(sequences, len(text.tokens) // width)
+    sequences = min(sequences, len(text.tokens) // (length - len(subject.sink_ids)))
     if sequences == 0:
         return None
-    starts = torch.linspace(0, len(text.tokens) - width, sequences).long().tolist()
-    rows = torch.stack([torch.cat((sinks, text.tokens[s : s + width])) for s in starts]).to(subject.model.device)
+    rows = cut(subject, text, length, sequences)
     share, outlet = _shares(subject.model, rows)
     return {
         "share": _rounded(share),
@@ -52,6 +49,36 @@ def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequen
         "length": length,
         "sequences": sequences,
     }
+
+
+def cut(subject: Subject, text: Text, length: int, sequences: int) -> Tensor:
+    """(sequences, length) token ids on the model's device: the model's sinks, then pieces of text, evenly spread."""
+    sinks = torch.tensor(subject.sink_ids, dtype=torch.long)
+    width = length - len(sinks)
+    starts = torch.linspace(0, len(text.tokens) - width, sequences).long().tolist()
+    rows = torch.stack([torch.cat((sinks, text.tokens[s : s + width])) for s in starts])
+    return rows.to(subject.model.device)
+
+
+def sink_share(alpha: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """Sink_k of Gu et al. (arXiv 2410.10781, section 3.2).
+
+    For a sequence of T positions, counted from 1, and a head whose attention is A, they define
+
+        alpha_k = 1 / (T - k + 1) sum over i = k ... T of A[i, k],
+
+    the mean over all queries that can see position k, query k itself among them. Sink_k is the share of all heads of
+    all layers whose alpha_k is above the threshold, in one sequence; then the mean over sequences.
+
+    Args:
+        alpha: (S, layers, H, P) of S sequences, as `attention_columns` gives it with `after=0`. Its position 0 is the
+            paper's k = 1.
+        threshold: the paper's epsilon.
+
+    Returns:
+        (P,) float64.
+    """
+    return (alpha > threshold).double().mean(dim=(0, 1, 2))
 
 
 def _shares(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, Tensor | None]:

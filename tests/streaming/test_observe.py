@@ -8,10 +8,16 @@ import pytest
 import torch
 from conftest import tiny_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sinktrain.base.errors import UserError
-from sinktrain.streaming.observe import attention_columns
+from sinktrain.evaluation.watchers import Along, Entropy, Norms, Pooled
+from sinktrain.sinks import SinkConfig
+from sinktrain.sinks.add_outlet import add_outlet
+from sinktrain.streaming.observe import attention_columns, observe
+from sinktrain.streaming.watchers import Columns
 
 IDS = torch.randint(1, 97, (3, 20), generator=torch.Generator().manual_seed(3))
 SMALL = {
@@ -59,6 +65,16 @@ def test_alpha_is_that_of_eager_attention(family: str) -> None:
     expected, _ = eager(model, [0, 1, 4])
     assert outlet is None and alpha.shape == (3, 3, 4, 3) and float(alpha.std()) > 0.03
     assert torch.allclose(alpha, expected, atol=1e-12)
+
+
+def test_queries_can_be_left_out_in_whatever_block_they_come() -> None:
+    model, columns = tiny_model("llama", torch.float64), Columns([0, 4], after=3)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        observe(model, IDS, columns, rows=5)
+        weights = torch.stack(model(input_ids=IDS, use_cache=False, output_attentions=True).attentions, dim=1)
+    for n, position in enumerate((0, 4)):
+        assert torch.allclose(columns.alpha[..., n], weights[..., position + 3 :, position].mean(dim=-1), atol=1e-12)
 
 
 def test_granite_swa_whose_own_weights_leave_the_sink_out() -> None:
@@ -135,3 +151,62 @@ def test_a_model_that_does_more_than_the_interface_says_is_refused() -> None:
             layer.self_attn.sink_kind = "zero"  # which its attention does not look at
         with pytest.raises(UserError, match="SinkMonitor"):
             attention_columns(model, IDS, [0], check=True)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in tree_leaves(found):
+            if isinstance(each, Tensor):
+                self.elements = max(self.elements, each.numel())
+        return found
+
+
+def test_no_tensor_is_as_large_as_the_scores_of_a_head() -> None:
+    """Not of one head, and not in a diagnosis of everything at once; transformers' eager attention makes them."""
+    model, length = tiny_model("llama"), 600
+    ids = torch.randint(1, 97, (1, length), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad(), Largest() as seen:
+        observe(model, ids, Columns([0, 1]), Along(), Pooled(length, 32), Entropy(), Norms(), rows=64)
+    assert 0 < seen.elements <= 4 * 64 * length < length**2
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), Largest() as seen:
+        model.base_model(input_ids=ids, use_cache=False)
+    assert seen.elements >= 4 * length**2
+
+
+def with_outlet_of(kind: str) -> PreTrainedModel:
+    model = tiny_model("llama", torch.float64)
+    add_outlet(model, SinkConfig(kind=kind, init="normal"))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "sink" in name:
+                weight.copy_(torch.randn_like(weight))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "qwen3", *OTHERS, "zero", "logit", "kv"])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_blocks_of_queries_change_nothing(kind: str, rows: int) -> None:
+    if kind in OTHERS:
+        model = other(kind)
+    else:
+        model = with_outlet_of(kind) if kind in ("zero", "logit", "kv") else tiny_model(kind)
+    found = []
+    for each in (IDS.shape[1], rows):
+        columns, along, pooled, entropy = Columns([0, 1, 4]), Along(), Pooled(20, 6), Entropy()
+        with torch.no_grad():
+            observe(model, IDS, columns, along, pooled, entropy, rows=each, check=True)
+        figures = [columns.alpha, along.share, pooled.map, entropy.mean, entropy.even]
+        found.append(figures + [x for x in (columns.outlet, pooled.outlet) if x is not None])
+    has_outlet = kind in ("gpt_oss", "granite_swa", "zero", "logit", "kv")
+    assert len(found[0]) == (7 if has_outlet else 5)
+    for whole, blocked in zip(*found, strict=True):
+        assert float(whole.std()) > 1e-4 or whole.numel() == 3  # the latter is `even`, by layer
+        assert torch.allclose(whole, blocked, atol=5e-6 if kind in DTYPES else 1e-6, rtol=0)  # float32 there
