@@ -26,7 +26,7 @@ def made_up(tokens: int = 6000, one: float = 0.0, recompute: float = 0.0, window
     nll["recompute"] = fresh
     record = {"cache_size": 32, "model": {"name": "m", "sink": {"kind": "token", "count": 1}},
               "text": {"name": "t", "tokens": tokens}}  # fmt: skip
-    return Results(record, nll)
+    return Results(record, nll, np.zeros(tokens, dtype=np.int64))
 
 
 def verdict(results: Results, cache: str = "1+31", against: str = "4+28") -> dict[str, object]:
@@ -100,11 +100,14 @@ def test_a_cache_is_not_judged_against_itself_or_less(against: str) -> None:
         verdict(made_up(), against=against)
 
 
-def test_recompute_of_another_size_is_refused() -> None:
+def test_a_cache_below_the_largest_is_compared_with_the_recompute_of_its_size() -> None:
     results = made_up()
     results.record["cache_size"] = 64
-    with pytest.raises(UserError, match="C = 64"):
-        verdict(results)
+    assert "recompute 32 was not measured" in verdict(results)["sentences"][0]
+    results.nll["recompute 32"], results.nll["recompute"] = results.nll["recompute"], results.nll["recompute"] - 9
+    found = verdict(results)
+    assert found["statement"] == "proven" and found["cache_size"] == 32
+    assert found["comparisons"][1]["b"] == "recompute 32"
 
 
 def test_noise_with_a_long_memory_could_not_be_judged() -> None:
