@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sinktrain.base.errors import UserError
-from sinktrain.evaluation.bootstrap import bootstrap_mean
+from sinktrain.evaluation.statistics import estimate, estimate_over_seeds
 from sinktrain.reporting.numbers import exponential
 from sinktrain.reporting.records import Comparison, Results, Row
 
+Mask = npt.NDArray[np.bool_]
 FEWEST_TOKENS, FEWEST_BLOCKS = 200, 20
 """As `sinktrain verify` has them: with fewer an interval says nothing."""
 
@@ -100,7 +102,8 @@ def by_name(every: Sequence[Results]) -> list[Panel]:
 def differences(panel: Panel) -> list[tuple[Results, list[Comparison]]]:
     """Each model minus the first, cache by cache, over the tokens that both predicted with a full cache.
 
-    The interval is from a moving-block bootstrap over the paired differences. None for different tokens.
+    The interval is from a bootstrap over the paired differences, of documents or of blocks; see
+    `sinktrain.evaluation.statistics`. None for different tokens.
     """
     if panel.bits or len(panel.columns) < 2:
         return []
@@ -120,10 +123,11 @@ def _difference(row: Row, a: Results, b: Results) -> Comparison | None:
     x, y = a.nll[row.name].astype(np.float64), b.nll[row.name].astype(np.float64)
     if len(x) != len(y):
         return None
-    series = (x - y)[_full(a, len(x)) & _full(b, len(y)) & np.isfinite(x) & np.isfinite(y)]
+    counted = _full(a, len(x)) & _full(b, len(y)) & np.isfinite(x) & np.isfinite(y)
+    series = (x - y)[counted]
     if not len(series):
         return None
-    interval = bootstrap_mean(series, resamples=2000)
+    interval = estimate(series, documents(a, counted))
     enough = interval.tokens >= FEWEST_TOKENS and interval.tokens >= FEWEST_BLOCKS * interval.block_length
     return Comparison(
         a=a.label, b=b.label, question=row.name, tokens=interval.tokens, difference=interval.mean,
@@ -132,7 +136,23 @@ def _difference(row: Row, a: Results, b: Results) -> Comparison | None:
     )  # fmt: skip
 
 
-def _full(results: Results, length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def over_seeds(models: Sequence[Results], row: str) -> tuple[float, float]:
+    """The 95% interval of the mean NLL of a row over models that differ in their seed only, on one text."""
+    every = np.stack([results.nll[row] for results in models if row in results.nll]).astype(np.float64)
+    counted = _full(models[0], every.shape[1]) & np.isfinite(every).all(axis=0)
+    if not counted.any():
+        return math.nan, math.nan
+    interval = estimate_over_seeds(every[:, counted], documents(models[0], counted))
+    return interval.low, interval.high
+
+
+def documents(results: Results, counted: Mask) -> npt.NDArray[np.int64] | None:
+    """The number of the document of each counted token; None where it is not known."""
+    found = results.nll.get("document")
+    return None if found is None else found[counted].astype(np.int64)
+
+
+def _full(results: Results, length: int) -> Mask:
     """(T,) the tokens predicted with a full cache, as `sinktrain evaluate` counts them."""
-    mask: np.ndarray[tuple[int], np.dtype[np.bool_]] = np.arange(length) + results.sinks - 1 >= results.cache_size
+    mask: Mask = np.arange(length) + results.sinks - 1 >= results.cache_size
     return mask

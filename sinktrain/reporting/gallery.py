@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sinktrain.evaluation.bootstrap import bootstrap_mean
-from sinktrain.reporting.compare import Panel, differences
+from sinktrain.reporting.compare import Panel, differences, over_seeds
 from sinktrain.reporting.material import Material
 from sinktrain.reporting.picture import Key, Picture
 from sinktrain.reporting.pictures import caches, flat, forest, forgetting, heads, maps, speed, stream, training
@@ -98,18 +97,6 @@ def _line(group: str, row: str, models: list[Results]) -> forest.Line:
     seeds = tuple(each.nll_full_cache for each in found)
     interval = found[0].interval if len(found) == 1 else over_seeds(models, row)
     return forest.Line(group, row, float(np.mean(seeds)), interval, seeds)
-
-
-def over_seeds(models: list[Results], row: str) -> tuple[float, float]:
-    """The 95% interval of the mean over models of one kind, which differ in their seed."""
-    every = np.stack([results.nll[row] for results in models if row in results.nll]).astype(np.float64)
-    first = models[0]
-    full = np.arange(every.shape[1]) + first.sinks - 1 >= first.cache_size
-    series = every.mean(axis=0)[full & np.isfinite(every).all(axis=0)]
-    if not len(series):
-        return (float("nan"), float("nan"))
-    interval = bootstrap_mean(series, resamples=2000)
-    return interval.low, interval.high
 
 
 def _streams(material: Material) -> Iterator[Picture]:
