@@ -111,6 +111,11 @@ def _figures(data: dict[str, Any]) -> list[tuple[str, str]]:
     if "mean" in entropy:
         even = f" (evenly: {entropy['even']:.3g})" if "even" in entropy else ""
         found.append(("entropy of the attention, nats", f"{entropy['mean']:.3g}{even}"))
+    massive = data.get("massive_activations") or {}
+    if massive.get("ratio"):
+        layer = max(range(len(massive["ratio"])), key=massive["ratio"].__getitem__)
+        where = f"layer {layer}, position {massive['position'][layer]}"
+        found.append(("largest activation, times the median", f"{massive['ratio'][layer]:,.0f} ({where})"))
     for name, norm in (data.get("norms") or {}).items():
         ratios = [ratio for ratio in norm["ratio"] if ratio is not None]
         if ratios:

@@ -84,6 +84,11 @@ def test_every_figure_and_table_names_sources_that_are_there(page: str, run: Pat
     assert "sinktrain fit --config fit.yaml" in page  # from run.json beside the log
 
 
+def test_the_diagnosis_is_in_a_table(page: str) -> None:
+    table = re.search(r'<table id="diagnosis".*?</table>', page, flags=re.DOTALL)
+    assert table and table[0].count("13,752 (layer 1, position 0)") == 2 and "81.2%" in table[0]
+
+
 def test_the_verdict_of_schema_2_says_what_could_have_been_seen(page: str) -> None:
     table = re.search(r'<table id="power".*?</table>', page, flags=re.DOTALL)
     assert table and "smallest difference seen, nats" in table[0] and "0.0042" in table[0] and "120,000" in table[0]
