@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -116,3 +117,15 @@ def test_a_missing_package_is_one_sentence(run: Path, tmp_path: Path, monkeypatc
 def test_options_without_a_project_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--wandb\.group"):
         report([run / "answers"], out=tmp_path / "a.html", wandb=WandbOptions(group="g"))
+
+
+def test_a_refusal_is_one_sentence_and_the_page_stays(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-m", "sinktrain.cli", "report", str(run / "answers"), "--out", str(tmp_path / "a.html"),
+               "--wandb.project", "p", "--wandb.mode", "online"]  # fmt: skip
+    nobody = kept | {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
+    done = subprocess.run(command, env=nobody, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2 and "pass --wandb.mode offline" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "a.html").exists()
