@@ -6,6 +6,7 @@ too long from the left, where the sinks are. Needs the extra `eval`.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -56,17 +57,25 @@ class SinkLM(HFLM):  # type: ignore[misc]  # the harness has no types
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        room = self.max_length + 1  # the last token is predicted, and no input
-        whole = [
-            (what, self.behind_sinks(context, room - len(continuation)), continuation)
-            for what, context, continuation in requests
-        ]
+        windows = [self._windows(*request) for request in requests]
+        flat = [window for parts in windows for window in parts]
         self._scoring = True
         try:
-            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(whole, disable_tqdm, override_bs)
+            scored = iter(super()._loglikelihood_tokens(flat, disable_tqdm, override_bs))
         finally:
             self._scoring = False
-        return found
+        found = [list(islice(scored, len(parts))) for parts in windows]
+        return [(sum(value for value, _ in parts), all(greedy for _, greedy in parts)) for parts in found]
+
+    def _windows(self, what: Any, context: list[int], continuation: list[int]) -> list[Request]:
+        """A request behind the sinks; or parts of one that no window holds, each after what fits of the text before."""
+        room, size = self.max_length + 1, self.max_length  # the last token is predicted, and no input
+        if len(continuation) <= room:
+            return [(what, self.behind_sinks(context, room - len(continuation)), continuation)]
+        parts = [(start, continuation[start : start + size]) for start in range(0, len(continuation), size)]
+        return [  # without `what`, by which the harness would take the part's answer for that of the whole
+            (None, self.behind_sinks(context + continuation[:start], room - len(part)), part) for start, part in parts
+        ]
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None,

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sinktrain.base.errors import UserError
+from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.folders import new_folder
 from sinktrain.base.secrets import command_line, redact
 from sinktrain.base.terminal import say
@@ -33,8 +33,11 @@ def evaluate_tasks(
         overwrite: replace an existing one.
 
     Raises:
-        UserError: the harness is not installed, or there is no such task, or its data cannot be had.
+        UserError: the harness is not installed, or there is no such task, its data cannot be had, or it cannot be run
+            on this model.
     """
+    at_least("--limit", 1 if limit is None else limit, 1)
+    at_least("--batch", batch, 1)
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -56,8 +59,13 @@ def evaluate_tasks(
             found = lm_eval.simple_evaluate(
                 model=harness_model(subject, batch), tasks=names, task_manager=manager, limit=limit, log_samples=False
             )
-        except (OSError, ConnectionError, FileNotFoundError) as error:
-            raise UserError(f"--tasks {tasks}: its data cannot be had ({str(error).splitlines()[0]}).") from error
+        except OSError as error:
+            raise UserError(f"--tasks {tasks}: its data cannot be had ({_reason(error)}).") from error
+        except (AssertionError, ValueError) as error:
+            raise UserError(
+                f"--tasks {tasks}: the harness cannot run this on the model ({_reason(error)}); choose other tasks, or "
+                "change their YAML files by --task_folder."
+            ) from error
         record = {
             "schema": SCHEMA, "command": command_line(), "model": subject.description, "limit": limit,
             "harness": lm_eval.__version__, "results": found["results"], "samples": found.get("n-samples"),
@@ -67,6 +75,11 @@ def evaluate_tasks(
     say(make_table(found))
     say(f"results: {out}")
     return out
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, or its kind."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def harness_model(subject: Subject, batch: int, length: int | None = None) -> Any:

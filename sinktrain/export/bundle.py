@@ -42,7 +42,7 @@ CACHE = "{cache}"
 """The sinks that this model was trained with, and as many recent tokens as fill its cache."""
 
 
-def generate(model, *args, cache=CACHE, rule="cache", **kwargs):
+def generate(model, *args, cache=CACHE, rule="cache", revision=None, **kwargs):
     """`model.generate` with a cache that keeps x first tokens and the y most recent ones.
 
     Args:
@@ -50,6 +50,7 @@ def generate(model, *args, cache=CACHE, rule="cache", **kwargs):
         *args: as for `generate`.
         cache: "x+y".
         rule: which distance the sinks are seen at, `cache` or `original`.
+        revision: of the repository that this file was loaded from, which transformers passes on; not used.
         **kwargs: as for `generate`; with `past_key_values` an earlier stream goes on.
     """
     if kwargs.get("past_key_values") is None:

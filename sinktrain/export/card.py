@@ -55,7 +55,7 @@ Its adapters (LoRA) are not in these weights but beside them:
 ```python
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(model, "{name}/adapter")
+model = PeftModel.from_pretrained(model, "{name}", subfolder="adapter")
 ```
 """
 
@@ -87,7 +87,7 @@ def model_card(trained: Trained, name: str, cache: str, found: Findings, kept: b
 
     Args:
         trained: the model (its weights are not looked at), its tokenizer and sink.
-        name: by which it is loaded: a repository, or the exported folder.
+        name: by which it is loaded: of the exported folder, which `push` replaces by that of the repository.
         cache: the cache that `custom_generate` makes.
         found: what was measured.
         kept: its adapters lie in the folder `adapter`, and are not in its weights.
@@ -100,9 +100,9 @@ def model_card(trained: Trained, name: str, cache: str, found: Findings, kept: b
         _ADAPTERS.format(name=name).strip() if kept else "",
         _STREAM.format(name=name, cache=cache, kept=_kept(count)).strip(),
         "## Is the sink enough?",
-        _verdict(found),
+        _verdict(found, kept),
         "## How it was trained",
-        _training(found.run),
+        _training(found.run, trained.step),
         other_engines(trained.sink.kind, count, cache),
         _LIMITS.strip(),
     ]
@@ -126,13 +126,20 @@ def _metadata(run: dict[str, Any] | None) -> str:
     from huggingface_hub import ModelCardData
 
     base = run["config"]["model"]["name"] if run is not None else None
+    if run is not None and base is not None and not _is_of_a_hub(base, Path(run["run"]["folder"])):
+        base = None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["attention-sink", "streaming", "streaming-llm", "sinktrain"],
-        base_model=base if base is not None and base.count("/") == 1 and not base.startswith((".", "/", "~")) else None,
+        base_model=base,
     )
     return str(data.to_yaml())
+
+
+def _is_of_a_hub(name: str, folder: Path) -> bool:
+    """Whether a name is USER/NAME, of a repository, and no path: here, or in the folder where the run began."""
+    return name.count("/") == 1 and _shown(name) == name and not (folder / name).exists()
 
 
 def _kept(count: int) -> str:
@@ -161,10 +168,10 @@ def _about(trained: Trained) -> str:
     )
 
 
-def _verdict(found: Findings) -> str:
+def _verdict(found: Findings, kept: bool) -> str:
     if found.verdict is None:
         return "Not judged."
-    parts = [" ".join(found.verdict["sentences"])]
+    parts = [" ".join([*found.verdict["sentences"], *(["Judged with its adapters."] if kept else [])])]
     if found.results is not None:
         parts += [f"![Perplexity by cache]({PICTURE})", _perplexities(found.results)]
     rows = [pair for pair in [*found.verdict["comparisons"], found.verdict.get("needed")] if pair]
@@ -189,19 +196,21 @@ def _perplexities(results: dict[str, Any]) -> str:
     return "\n".join(table)
 
 
-def _training(run: dict[str, Any] | None) -> str:
-    """A table of the data and the settings."""
+def _training(run: dict[str, Any] | None, step: int) -> str:
+    """A table of the data and the settings, up to the step that is exported."""
     if run is None:
         return "The checkpoint has no record of it."
     config, began = run["config"], run["run"]
     model, data, trainer = config["model"], config["data"], config["trainer"]
     optimizer = model["optimizer"]
-    text = data["sources"] or data["path"] or data["stream"]
+    # with a stream, the others are what it was validated on
+    text = data["stream"]["name"] if data["stream"] else data["sources"] or data["path"]
+    planned = f" of {trainer['max_steps']:,}," if trainer["max_steps"] > step else ""
     rows = {
         "from": f"`{_shown(model['name'])}`" if model["name"] else "random weights",
         "text": _text(text),
         "samples": f"{data['sequence_length']:,} positions, packed by `{data['packing']}`",
-        "steps": f"{trainer['max_steps']:,} of {_batch(data, trainer, began)}",
+        "steps": f"{step:,}{planned} of {_batch(data, trainer, began)}",
         "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {optimizer['schedule']}, "
                      f"weight decay {optimizer['weight_decay']:g}",
         "trained": f"`{model['tuning']['mode']}`, distillation {model['tuning']['distill']:g}",

@@ -6,7 +6,7 @@ _HEAD = """## Other engines
 
 {what}
 
-| engine | what to do | written for | run here |
+| engine | what to do | written for | run by sinktrain's tests |
 |---|---|---|---|
 | transformers | `custom_generate`, as above | 5.23.0 | yes |
 """
@@ -18,25 +18,28 @@ _LLAMA_CPP = (
 _TOKEN = (
     _LLAMA_CPP,
     '| MLC-LLM | in `mlc-chat-config.json`: `"sliding_window_size": {size}, "attention_sink_size": {sinks}, '
-    '"context_window_size": -1` (experimental there) | 0.1.dev0, commit 3217a5b | no |',
+    '"context_window_size": -1` (experimental there) | 0.1.dev0, commit 3217a5b | not run here |',
     "| TensorRT-LLM | `KvCacheConfig(sink_token_length={sinks}, max_attention_window=[{size}])`, for its TensorRT "
-    "backend; deprecated, and ignored by the PyTorch backend, since 2026-05 (pull request 14275) | 1.0 | no |",
+    "backend; deprecated, and ignored by the PyTorch backend, since 2026-05 (pull request 14275) | 1.0 "
+    "| not run here |",
     "| text-generation-webui | `--streaming-llm --attention-sink-size {sinks}`, with its llama.cpp loader | those of "
-    "2024 | no |",
+    "2024 | not run here |",
     "| vLLM | nothing: the tokenizer puts the sink in front. It evicts nothing, so a text ends with the model's window "
-    "| 0.32 | yes |",
-    "| SGLang | the same | 0.5 | no |",
+    "| 0.32 | where it is installed |",
+    "| SGLang | the same | 0.5 | not run here |",
 )
 _OUTLET = (
-    "| llama.cpp | `sinktrain gguf --llama_cpp CHECKOUT`, with a llama.cpp that knows `granite_swa` | 2026-10 | yes |",
-    "| all others | whether they know `granite_swa` | | no |",
+    "| llama.cpp | `sinktrain gguf --llama_cpp CHECKOUT`, with a llama.cpp that knows `granite_swa` | 2026-10 "
+    "| where there is a checkout |",
+    "| all others | whether they know `granite_swa` | | not run here |",
 )
 
 
 def other_engines(kind: str, sinks: int, cache: str) -> str:
     """The section, for a sink kind, the number of sink tokens and the cache "x+y" that is recommended.
 
-    A column says whether sinktrain's own tests run the engine; a version is what the setting was written for.
+    A column says whether sinktrain's own tests run the engine, always or where it is set up; a version is what the
+    setting was written for.
     """
     rows: tuple[str, ...]
     if kind in ("zero", "logit"):

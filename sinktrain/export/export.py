@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,14 +62,15 @@ def export(
     """
     import torch
 
-    judged = None if verdict is None else _read_verdict(verdict)
+    _check_place(out, checkpoint, verdict)
+    judged, results = (None, None) if verdict is None else _read_verdict(verdict)
     merge = adapters == "merge"
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    with new_folder(out, "--out", overwrite=overwrite) as folder:
+    with _written(), new_folder(out, "--out", overwrite=overwrite) as folder:
         trained, weights = open_checkpoint(checkpoint, getattr(torch, dtype), "--checkpoint", merge)
         if not merge:
-            _keep_adapters(trained, weights, folder / "adapter", str(out))
+            _keep_adapters(trained, weights, folder / "adapter", out.name)
         model, weights = as_stock(trained, weights)
         trained = dataclasses.replace(trained, model=model)
         write_model(model, weights, folder, shard_size)
@@ -79,10 +82,10 @@ def export(
         (folder / RECORD).write_text(json.dumps(redact(record), indent=2) + "\n")
         (folder / "custom_generate").mkdir()
         (folder / "custom_generate" / "generate.py").write_text(bundle(record["cache"]))
-        found = Findings(judged, _results_of(verdict), run)
+        found = Findings(judged, results, run)
         if found.results is not None:
             draw(found.results, folder / PICTURE)
-        card = model_card(trained, push_to_hub or out.name, record["cache"], found, kept=not merge)
+        card = model_card(trained, out.name, record["cache"], found, kept=not merge)
         (folder / "README.md").write_text(redact(card))
     say(f"exported step {trained.step} of {checkpoint} as {dtype}")
     say(f"model: {out}")
@@ -100,21 +103,51 @@ def _keep_adapters(trained: Trained, weights: Weights, folder: Path, base: str) 
     save_adapters(weights.adapters(), trained.tuning.to_dict(), folder, base)
 
 
-def _read_verdict(path: Path) -> dict[str, Any]:
+def _check_place(out: Path, checkpoint: Path, verdict: Path | None) -> None:
+    """Refuses to write over what is read."""
+    for option, path in (("checkpoint", checkpoint), ("verdict", verdict)):
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out}: the {option} {path} lies there and would be lost; choose another folder.")
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Says what cannot be written: libraries in Rust have exceptions of their own for a disk that is full.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except Exception as error:
+        by_system = isinstance(error, OSError) and error.errno is not None  # others are raised by transformers
+        if not by_system and type(error).__name__ != "SafetensorError" and "(os error " not in str(error):
+            raise
+        raise UserError(f"--out: cannot be written ({str(error).splitlines()[0]}); choose another place.") from error
+
+
+def _read_verdict(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A verdict, and the results that it is about, if it lies beside them, as it does by default.
+
+    Raises:
+        UserError: it is none, or the results beside it are of another model or text.
+    """
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         record["sentences"], record["comparisons"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--verdict {path}: is not a verdict; name the JSON that `sinktrain verify` wrote.") from error
-    return without_folders(record)
-
-
-def _results_of(verdict: Path | None) -> dict[str, Any] | None:
-    """The results that a verdict is about, if it lies beside them, as it does by default."""
     try:
-        return None if verdict is None else without_folders(read_results(verdict.parent).record)
+        results = read_results(path.parent).record
     except UserError:
-        return None
+        return without_folders(record), None
+    for what in ("model", "text"):
+        if record.get(what) != results[what]["name"]:
+            raise UserError(
+                f"--verdict {path}: is of the {what} {record.get(what)}, and the results beside it of "
+                f"{results[what]['name']}; run `sinktrain verify` on them again."
+            )
+    return without_folders(record), without_folders(results)
 
 
 def _check(folder: Path, expected: list[int]) -> None:

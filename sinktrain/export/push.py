@@ -15,7 +15,8 @@ def push(folder: Path, repository: str, checkpoint: Path | None = None, hub: Hub
     """Pushes an exported folder to a repository of the hub, in one commit, once it passed the checks of `check-export`.
 
     What was sent before a failure is not sent again: the same command goes on. The token is that of HF_TOKEN or
-    `hf auth login`; HF_ENDPOINT names another hub.
+    `hf auth login`; HF_ENDPOINT names another hub. Large files go by whichever protocol the hub's client takes: tested
+    is that of LFS, which HF_HUB_DISABLE_XET=1 asks for.
 
     Args:
         folder: That `sinktrain export` wrote.
@@ -45,6 +46,5 @@ def push_checked(folder: Path, repository: str, checkpoint: Path | None, hub: Hu
             f"{failed[0].seen}); see `sinktrain check-export {folder}`."
         )
     say(f"{folder}: all {len(checks)} checks hold")
-    return upload(
-        folder, repository, hub, f"Step {record['step']}, exported by sinktrain {record['sinktrain']}", option
-    )
+    message = f"Step {record['step']}, exported by sinktrain {record['sinktrain']}"
+    return upload(folder, repository, hub, message, option, checkpoint)

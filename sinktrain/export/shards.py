@@ -38,13 +38,8 @@ def write_model(model: PreTrainedModel, weights: Weights, folder: Path, shard_si
     cpu_offload(model, "cpu", state_dict=weights)  # any mapping will do
     model.tie_weights()  # a placeholder for each was made
     model.hf_device_map = {"": "cpu"}  # type: ignore[assignment]  # by which transformers knows to ask for the weights, file by file
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
-            model.save_pretrained(folder, max_shard_size=shard_size)
-    except Exception as error:  # safetensors has a class of its own for a disk that is full
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"--out: cannot be written ({str(error).splitlines()[0]}); choose another place.") from error
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder, max_shard_size=shard_size)
     for path in folder.glob("*.safetensors"):
         path.chmod(0o666 & ~umask())  # which safetensors makes private; a model is to be read by others

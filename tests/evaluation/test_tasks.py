@@ -84,6 +84,31 @@ def test_continuations(tokenizer_folder: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
+def test_continuations_longer_than_a_window(tokenizer_folder: Path, count: int) -> None:
+    """Each token is predicted once: of 22 text positions and more in parts, each behind the sinks."""
+    one = subject(tokenizer_folder, count)
+    harness = harness_model(one, 2, LENGTH)
+    seen = Seen(harness)
+    room = LENGTH - count
+    text = one.tokenizer.encode(" ".join(WORDS * 9), add_special_tokens=False)
+    before = text[:5]
+    lengths = [*range(room - 1, LENGTH + 2), 2 * room, 60]
+    requests = [(("", ""), before, text[5 : 5 + length]) for length in lengths]
+    found = harness._loglikelihood_tokens(requests, disable_tqdm=True)
+    for (_, _, continuation), (value, greedy) in zip(requests, found, strict=True):
+        ids, expected = before + continuation, 0.0
+        size = len(continuation) if len(continuation) <= room + 1 else room
+        for start in range(5, len(ids), size):
+            part = ids[start : start + size]
+            left = max(0, start - (room + 1 - len(part)))
+            expected += log_probability(one, one.sink_ids + ids[left:start], part)
+        assert value == pytest.approx(expected, abs=1e-3) and not greedy
+    for row in seen.rows:
+        assert row[:count] == one.sink_ids and len(row) <= LENGTH
+        assert sum(index in one.sink_ids for index in row) == count
+
+
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("words", [3, 23, 60])
 def test_rolling_windows(tokenizer_folder: Path, count: int, words: int) -> None:
     """Each token is predicted once, in windows of at most 24 positions, the sinks in front of each."""
@@ -128,11 +153,15 @@ TASKS = {
         "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "mat",
         "generation_kwargs": {"until": ["."], "max_gen_toks": 5}, "metric_list": [{"metric": "exact_match"}],
     },
+    "too_much": {
+        "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "mat",
+        "generation_kwargs": {"until": ["."], "max_gen_toks": 600}, "metric_list": [{"metric": "exact_match"}],
+    },
 }  # fmt: skip
 
 
 def write_tasks(place: Path) -> Path:
-    """Three tasks made of a local file."""
+    """Tasks made of a local file; the last wants more than the model's window."""
     folder = place / "tasks"
     folder.mkdir()
     (folder / "docs.jsonl").write_text(
@@ -166,9 +195,17 @@ def test_the_verb(
     for arguments, said in (
         (["--tasks", "no_such_task", "--out", str(tmp_path / "a")], "--tasks no_such_task: is no task"),
         (["--out", str(tmp_path / "a")], "--text: is missing"),
+        (["--tasks", "local_which", "--limit", "-1", "--out", str(tmp_path / "a")], "--limit -1: is below 1"),
+        (["--tasks", "local_which", "--batch", "0", "--out", str(tmp_path / "a")], "--batch 0: is below 1"),
         (["--tasks", "local_which", "--text", "stdlib", "--out", str(tmp_path / "a")], "not both"),
-    ):
+    ):  # fmt: skip
+        capsys.readouterr()
         assert main(["evaluate", "--model.name", str(tmp_path / "model"), *arguments]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1, err
+    more = ["--tasks", "local_too_much", "--task_folder", str(folder), "--out", str(tmp_path / "a")]
+    assert main(["evaluate", "--model.name", str(tmp_path / "model"), *more]) == 2
+    err = capsys.readouterr().err  # between the harness's bars
+    assert "--tasks local_too_much: the harness cannot run this on the model (Invalid configuration: requested" in err
+    assert err.count("sinktrain evaluate: ") == 1 and "Traceback" not in err
     assert not (tmp_path / "a").exists()

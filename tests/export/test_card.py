@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +17,11 @@ from huggingface_hub import ModelCard
 from test_export import trained_checkpoint
 
 from sinktrain.cli import main
+from sinktrain.data import HubStream
+from sinktrain.export.card import Findings, model_card
 from sinktrain.export.engines import other_engines
 from sinktrain.sinks import SinkConfig
+from sinktrain.training.checkpoints import open_checkpoint, run_record
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,62 @@ def test_its_five_lines_run(exported: Path) -> None:
     assert "<sink>Once upon a time" in done.stdout
 
 
+def card_with(exported: Path, kept: bool = False, **changes: dict[str, Any]) -> str:
+    """The card of the same checkpoint, had its run been another."""
+    checkpoint = exported.parent / "kept"
+    trained, _ = open_checkpoint(checkpoint)
+    run = copy.deepcopy(run_record(checkpoint, "--checkpoint"))
+    assert run is not None
+    for part, fields in changes.items():
+        (run["run"] if part == "run" else run["config"][part]).update(fields)
+    verdict = json.loads((exported.parent / "found" / "verdict.json").read_text())
+    return model_card(trained, "model", "1+15", Findings(verdict, None, run), kept)
+
+
+def test_the_text_of_a_stream_is_what_it_was_trained_on(exported: Path) -> None:
+    stream = dataclasses.asdict(HubStream("someone/much-text"))
+    assert "| text | `someone/much-text` |" in card_with(exported, data={"stream": stream, "path": None})
+    for validated in ({"path": "little"}, {"path": None, "sources": {"little": 1.0}}):
+        card = card_with(exported, data={"stream": stream, **validated})
+        assert "| text | `someone/much-text` |" in card and "little" not in card
+
+
+def test_the_steps_are_those_of_the_checkpoint(exported: Path) -> None:
+    assert "| steps | 3 of 10,000, of 2 samples |" in card_with(exported, trainer={"max_steps": 10_000})
+    assert "| steps | 3 of 2 samples |" in card_with(exported, trainer={"max_steps": -1})
+
+
+def test_the_base_is_of_a_hub_or_not_named(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """runs/base looks like one of a hub: it is none if it is a folder here, or where the run began."""
+    model = {"name": "runs/base"}
+    assert "base_model: runs/base" in card_with(exported, model=model)
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    assert "base_model" not in card_with(exported, model=model, run={"folder": str(tmp_path)})
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in card_with(exported, model=model)
+
+
+def test_a_verdict_on_a_model_whose_adapters_are_beside_it(exported: Path) -> None:
+    assert "Judged with its adapters." in card_with(exported, kept=True)
+    assert "Judged with" not in card_with(exported)
+
+
+@pytest.mark.parametrize("what", ["model", "text"])
+def test_a_verdict_beside_the_results_of_another(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    found = shutil.copytree(exported.parent / "found", tmp_path / "found")
+    verdict = json.loads((found / "verdict.json").read_text())
+    (found / "verdict.json").write_text(json.dumps({**verdict, what: "another"}))
+    arguments = ["export", str(exported.parent / "kept"), str(tmp_path / "model")]
+    assert main([*arguments, "--verdict", str(found / "verdict.json")]) == 2
+    err = capsys.readouterr().err
+    assert f"is of the {what} another, and the results beside it of" in err and err.count("\n") == 1
+    assert not (tmp_path / "model").exists()
+
+
 def test_without_record_and_verdict(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
     _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig(count=2))
     assert main(["export", str(checkpoint), str(tmp_path / "model")]) == 0
@@ -102,3 +164,8 @@ def test_other_engines(kind: str, sinks: int, there: list[str], absent: str) -> 
     section: Any = other_engines(kind, sinks, f"{sinks}+{1024 - sinks}")
     assert all(text in section for text in there) and absent not in section
     assert other_engines("none", 0, "4+1020") == ""
+    for row in section.splitlines():
+        if any(engine in row for engine in ("MLC", "TensorRT", "webui", "SGLang", "all others")):
+            assert row.endswith("| not run here |")
+        elif "vLLM" in row or "--llama_cpp CHECKOUT" in row:
+            assert row.partition("| where ")[2], "its tests are skipped where it is not set up"

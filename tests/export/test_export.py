@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,53 @@ def test_a_full_disk(model_folder: Path, prepared_folder: Path, tmp_path: Path) 
     assert done.returncode == 2 and "--out: cannot be written" in done.stderr, done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("sinktrain export")]) == 1
     assert "Traceback" not in done.stderr and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_is_full_behind_the_weights(
+    model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The tokenizer is written in Rust, the streaming engine in Python."""
+    _, checkpoint = trained_checkpoint(model_folder, prepared_folder, tmp_path, SinkConfig())
+    before, small = sorted(tmp_path.rglob("*")), 45_000
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for long in ("generate.py", "tokenizer.json"):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            if long == "tokenizer.json":
+                patch.setattr("sinktrain.export.export.save_tokenizer", too_long)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (small, hard))  # Python lets a write fail then
+            try:
+                status = main(["export", str(checkpoint), str(tmp_path / "out"), "--shard_size", "40KB"])
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        err = capsys.readouterr().err
+        assert status == 2 and "--out: cannot be written" in err and "choose another place" in err, (long, err)
+        assert err.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+
+
+def too_long(tokenizer: Any, folder: Path) -> None:
+    tokenizer.add_tokens([f"word{n}" for n in range(2000)])
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("place", [".", "kept", "kept/last.ckpt"])
+def test_what_is_read_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever it is: refused before it is looked at."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "last.ckpt").write_text("weeks of work")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sinktrain.export.export.open_checkpoint", lambda *_: pytest.fail("it goes on"))
+    (tmp_path / "other.ckpt").symlink_to(tmp_path / "kept" / "last.ckpt")
+    for checkpoint, *more in (
+        ("kept/last.ckpt",), ("other.ckpt",), ("../none.ckpt", "--verdict", "kept/last.ckpt")
+    ):  # fmt: skip
+        assert main(["export", checkpoint, place, *more, "--overwrite", "true"]) == 2
+        err = capsys.readouterr().err
+        assert f"--out {place}: the " in err and "would be lost" in err and err.count("\n") == 1
+    assert (tmp_path / "kept" / "last.ckpt").read_text() == "weeks of work"
 
 
 @pytest.mark.parametrize("size", ["much", "0", "-5MB"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 from hub_server import GOOD, READ, USER, Fault, Hub
-from test_export import trained_checkpoint
+from test_export import checkpoint_of, trained_checkpoint
 
 from sinktrain.base.errors import UserError
 from sinktrain.cli import main
-from sinktrain.export.hub import HubOptions, upload
+from sinktrain.export.hub import HubOptions, _wait, upload
 from sinktrain.sinks import SinkConfig
+from sinktrain.training import OptimizerConfig, SinkModule, TuningConfig
 
 NAME = f"{USER}/streaming"
 
@@ -74,8 +77,14 @@ def unchecked(folder: Path) -> int:
     return 0
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def sent(folder: Path, revision: str = "") -> dict[str, bytes]:
+    """The files of a folder as they are to be in the repository, whose name its card has instead."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    card = files["README.md"].decode()
+    assert card.count(f'"{folder.name}"') == 3 and f"\n# {folder.name}\n" in card
+    there = f'"{NAME}"' + (f', revision="{revision}"' if revision else "")
+    card = card.replace(f'"{folder.name}"', there).replace(f"\n# {folder.name}\n", "\n# streaming\n")
+    return {**files, "README.md": card.encode()}
 
 
 LOADS = """
@@ -102,7 +111,7 @@ def test_pushed_and_loaded_back(
     out = capsys.readouterr().out
     assert f"to {NAME}, branch main: {hub.url}/{NAME}/commit/" in out and "checks hold" in out
     repository = hub.repositories[NAME]
-    assert repository.private and repository.files("main") == files_of(folder)
+    assert repository.private and repository.files("main") == sent(folder)
     assert repository.messages == ["Step 3, exported by sinktrain " + record(folder)["sinktrain"]]
     assert GOOD not in out
     found = loaded(hub, tmp_path, NAME)
@@ -118,15 +127,43 @@ def record(folder: Path) -> dict[str, Any]:
 
 def loaded(hub: Hub, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """What a process of its own gets from there."""
+    elsewhere(hub, tmp_path, LOADS, arguments[0], str(tmp_path / "found.pt"), *arguments[1:])
+    found: dict[str, Any] = torch.load(tmp_path / "found.pt")
+    return found
+
+
+def elsewhere(hub: Hub, tmp_path: Path, program: str, *arguments: str) -> str:
+    """What a program prints that may read the hub."""
     environment = {
         **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": READ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "hf"),
     }  # fmt: skip
-    command = [sys.executable, "-c", LOADS, arguments[0], str(tmp_path / "found.pt"), *arguments[1:]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = torch.load(tmp_path / "found.pt")
-    return found
+    return done.stdout
+
+
+def test_the_card_is_run_from_the_hub(
+    model_folder: Path, prepared_folder: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a branch, with adapters, in a repository that was not named when the folder was made; main has no files."""
+    module = SinkModule(
+        name=str(model_folder), tuning=TuningConfig(mode="lora", rank=2), optimizer=OptimizerConfig(warmup_steps=1)
+    )
+    checkpoint = checkpoint_of(module, prepared_folder, tmp_path)
+    folder = tmp_path / "out" / "model"
+    assert main(["export", str(checkpoint), str(folder), "--adapters", "keep"]) == 0
+    upload(folder, "streaming", HubOptions(revision="dev"), "a message")
+    files = hub.repositories[NAME].files("dev")
+    config = json.loads(files["adapter/adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == (NAME, "dev")
+    blocks = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    adapters, lines = blocks
+    assert len(lines.strip().splitlines()) == 5
+    program = f'import sys\nsys.modules["sinktrain"] = None\n{lines}{adapters}'.replace("=2000", "=20")
+    out = elsewhere(hub, tmp_path, program + "print(sum(name.count('lora_A') for name in model.state_dict()))")
+    assert "<sink>Once upon a time" in out and int(out.split()[-1]) > 0
 
 
 def test_a_second_export_replaces_the_first(
@@ -135,21 +172,24 @@ def test_a_second_export_replaces_the_first(
     """In another branch, with another message, in one file where there were several; and what is there is not sent."""
     checkpoint, folder = exported
     assert unchecked(folder) == 0
-    sent = hub.count("PUT /lfs")
-    assert sent == len(list(folder.glob("*.safetensors"))) + 1  # the tokenizer
-    assert unchecked(folder) == 0 and hub.count("PUT /lfs") == sent and len(hub.repositories[NAME].messages) == 1
+    count = hub.count("PUT /lfs")
+    assert count == len(list(folder.glob("*.safetensors"))) + 1  # the tokenizer
+    assert unchecked(folder) == 0 and hub.count("PUT /lfs") == count and len(hub.repositories[NAME].messages) == 1
     whole = ["export", str(checkpoint), str(tmp_path / "one"), "--push-to-hub", NAME]
     assert main([*whole, "--hub.revision", "smaller", "--hub.message", "In one file"]) == 0
     repository = hub.repositories[NAME]
-    assert repository.files("smaller") == files_of(tmp_path / "one") and repository.messages[-1] == "In one file"
-    assert "model.safetensors" in repository.files("smaller") and repository.files("main") == files_of(folder)
-    assert hub.count("PUT /lfs") == sent + 1
+    assert repository.files("smaller") == sent(tmp_path / "one", "smaller") and repository.messages[-1] == "In one file"
+    assert "model.safetensors" in repository.files("smaller") and repository.files("main") == sent(folder)
+    assert hub.count("PUT /lfs") == count + 1
     assert loaded(hub, tmp_path, NAME, "smaller")["ids"][0, 0] == record(folder)["sink"]["ids"][0]
 
 
 def test_public(exported: tuple[Path, Path], hub: Hub) -> None:
     upload(exported[1], NAME, HubOptions(public=True), "a message")
     assert not hub.repositories[NAME].private
+    with pytest.raises(UserError, match="is public; pass"):  # it would not become private
+        upload(exported[1], NAME, HubOptions(message="another"), "a message")
+    assert hub.repositories[NAME].messages == ["a message"]
 
 
 @pytest.mark.parametrize(
@@ -170,10 +210,10 @@ def test_what_passes_is_waited_for(
     fault = Fault(fault.where, fault.what, fault.times, fault.headers)
     hub.faults.append(fault)
     assert unchecked(exported[1]) == 0, capsys.readouterr().err
-    assert fault.times == 0 and hub.repositories[NAME].files("main") == files_of(exported[1])
+    assert fault.times == 0 and hub.repositories[NAME].files("main") == sent(exported[1])
     assert len(hub.repositories[NAME].messages) == 1
-    if "Retry-After" in fault.headers and waited:
-        assert set(waited) == {fault.headers["Retry-After"]}
+    if "Retry-After" in fault.headers:
+        assert waited == [fault.headers["Retry-After"]] * len(waited) and waited
 
 
 def test_goes_on_after_it_was_given_up(
@@ -184,10 +224,54 @@ def test_goes_on_after_it_was_given_up(
     err = capsys.readouterr().err
     assert "status 500" in err and f"go on with `sinktrain push {exported[1]} {NAME}`" in err and err.count("\n") == 1
     assert hub.repositories[NAME].files("main") == {}  # nothing that looks whole
-    sent = hub.count("PUT /lfs")
+    before = hub.count("PUT /lfs")
     hub.faults.clear()
-    assert unchecked(exported[1]) == 0 and hub.count("PUT /lfs") == sent
-    assert hub.repositories[NAME].files("main") == files_of(exported[1])
+    assert unchecked(exported[1]) == 0 and hub.count("PUT /lfs") == before
+    assert hub.repositories[NAME].files("main") == sent(exported[1])
+
+
+def test_the_command_that_goes_on_is_whole(exported: tuple[Path, Path], hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "my model"
+    shutil.copytree(exported[1], folder)
+    hub.faults.append(Fault("POST /api/repos/create", 400))
+    options = HubOptions(public=True, revision="dev", message="It's done")
+    with pytest.raises(UserError) as refused:
+        upload(folder, NAME, options, "a message", checkpoint=exported[0])
+    said = str(refused.value).partition("`")[2].rpartition("`")[0]
+    assert shlex.split(said) == [
+        "sinktrain", "push", str(folder), NAME, "--checkpoint", str(exported[0]), "--hub.public", "true",
+        "--hub.revision", "dev", "--hub.message", "It's done",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_what_xet_says_is_waited_for(
+    exported: tuple[Path, Path], hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    passes: bool,
+) -> None:  # fmt: skip
+    """The client's other protocol, by which large files go where its package is installed; here its errors alone."""
+    from huggingface_hub import constants
+
+    def fails(**options: Any) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", passes)
+        raise RuntimeError("Data processing error: no route to the store\nand more")
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: not constants.HF_HUB_DISABLE_XET)
+    monkeypatch.setattr("huggingface_hub._commit_api._upload_xet_files", fails)
+    assert unchecked(exported[1]) == (0 if passes else 2)
+    err = capsys.readouterr().err
+    if passes:
+        assert hub.repositories[NAME].files("main") == sent(exported[1]) and len(waited) == 1
+    else:
+        assert "RuntimeError: Data processing error: no route to the store); go on" in err and err.count("\n") == 1
+
+
+def test_how_long_it_waits() -> None:
+    assert [_wait(number, None) for number in range(1, 6)] == [1, 2, 4, 8, 16]
+    assert _wait(1, "7") == 7 and _wait(5, "0") == 0
+    assert _wait(1, "9000") == 300  # no longer, whatever was asked for
+    assert _wait(2, "Wed, 21 Oct 2026 07:28:00 GMT") == 2  # a date, which the hub does not send
 
 
 def test_what_arrives_broken_is_seen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,19 @@ def test_mistakes(
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1, err
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*.gguf*"))
+
+
+def test_a_full_disk(converted: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the converter, whose limit is that of this process; no newer one would help."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        status = main(["gguf", str(converted[0]), str(tmp_path / "a.gguf"), "--dtype", "f32"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    err = capsys.readouterr().err
+    assert status == 2 and "a.gguf: cannot be written (" in err and "newer" not in err and err.count("\n") == 1, err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_architecture_that_the_converter_does_not_know(

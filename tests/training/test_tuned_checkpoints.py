@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def test_adapters_merged_or_kept(model_folder: Path, prepared_folder: Path, tmp_
         assert float((without - expected).abs().max()) > 1e-2
         torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(peft(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
-    assert 'PeftModel.from_pretrained(model, "kept/adapter")' in (kept / "README.md").read_text()
+    assert 'PeftModel.from_pretrained(model, "kept", subfolder="adapter")' in (kept / "README.md").read_text()
+    config = json.loads((kept / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "kept" and str(tmp_path) not in str(config)  # and not where it lay
 
 
 def test_adapters_that_are_not_there_cannot_be_kept(model_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
