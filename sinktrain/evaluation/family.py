@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinktrain.base.errors import UserError
-from sinktrain.evaluation.results import GRID, Cell, Results, read_cells
+from sinktrain.evaluation.results import GRID, Cell, Results, read_cells, read_results
 from sinktrain.evaluation.statistics import holm
 from sinktrain.evaluation.statistics.interval import ALPHA
 from sinktrain.evaluation.verdict import SCHEMA, Statement, judge_models
@@ -32,11 +32,12 @@ def read_grid(path: Path, groups: str | None) -> dict[Key, list[Results]]:
     Raises:
         UserError: it is neither, or of another version, or has no such group.
     """
-    cells = read_cells(path)
     if not (path / GRID).is_file():
         if groups is not None:
             raise UserError(f"--groups {groups}: --results {path} is no grid of models; leave --groups out.")
-        return {(None, cells[0].text): [cells[0].results]}
+        results = read_results(path)
+        return {(None, results.record["text"]["name"]): [results]}
+    cells = read_cells(path)
     there = list(dict.fromkeys(cell.group for cell in cells))
     wanted = there if groups is None else groups.replace(",", " ").split()
     if not wanted or not set(wanted) <= set(there):

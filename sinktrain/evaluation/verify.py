@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.base.secrets import command_line, redact
+from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.family import judge_family, read_grid
 from sinktrain.evaluation.grid import parse_caches
@@ -55,7 +55,6 @@ def verify(
         read_grid(results, groups), parse_caches(cache, "--cache"), parse_caches(against, "--against"),
         margin=margin, resamples=resamples, seed=seed,
     )  # fmt: skip
-    record["command"] = command_line()
     target = out or results / "verdict.json"
     _write(target, record)
     for sentence in record["sentences"]:

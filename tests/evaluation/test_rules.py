@@ -18,6 +18,8 @@ from sinktrain.cli import main
 from sinktrain.data.prepared import PreparedText
 from sinktrain.evaluation.results import read_results
 from sinktrain.evaluation.rules import compare_rules, in_words
+from sinktrain.evaluation.statistics.memory import interval_blocks
+from sinktrain.evaluation.statistics.units import WIDER
 from sinktrain.evaluation.verify import verify
 from sinktrain.streaming import CacheSpec, reference_nll
 
@@ -49,12 +51,15 @@ def both(short_model: Path, prepared_folder: Path, tmp_path_factory: pytest.Temp
 
 
 def drawn(series: np.ndarray[Any, Any], block: int) -> list[float]:
-    """A moving-block bootstrap, block by block."""
+    """A studentised moving-block bootstrap, block by block; how much of the error blocks see is the project's."""
     generator = np.random.default_rng(12345)
     count = math.ceil(len(series) / block)
-    blocks = [series[start : start + block] for start in range(len(series) - block + 1)]
-    means = [np.mean([blocks[i].mean() for i in generator.integers(len(blocks), size=count)]) for _ in range(2000)]
-    return [float(end) for end in np.percentile(means, [2.5, 97.5])]
+    means = np.array([series[start : start + block].mean() for start in range(len(series) - block + 1)])
+    tries = [means[generator.integers(len(means), size=count)] for _ in range(2000)]
+    pivots = [(each.mean() - means.mean()) / (each.std(ddof=1) / math.sqrt(count)) for each in tries]
+    kept = len(series) / block
+    error = means.std() / math.sqrt((1 - 1 / kept) * kept * interval_blocks(series)[1])
+    return [series.mean() - WIDER * error * float(end) for end in np.percentile(pivots, [97.5, 2.5])]
 
 
 def test_the_record_is_what_the_nlls_say(both: Path) -> None:

@@ -168,7 +168,7 @@ def test_what_evaluate_writes_is_judged(model_folder: Path, tmp_path: Path, caps
         record = json.loads((folder / "verdict.json").read_text())
         described(record, SCHEMA["$defs"]["verdict"])
         assert len(record["verdicts"]) == count and status in (0, 1)
-        assert record["command"] and all(sentence in capsys.readouterr().out for sentence in record["sentences"][:1])
+        assert all(sentence in capsys.readouterr().out for sentence in record["sentences"][:1])
     assert {each["text"] for each in json.loads((tmp_path / "out/verdict.json").read_text())["verdicts"]} == set(texts)
 
 
