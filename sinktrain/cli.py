@@ -126,9 +126,9 @@ def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
 def _named(function: Any, arguments: list[str]) -> list[str]:
     """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
 
-    What a verb cannot do without may be given so. In names `-` is `_`, and so much of a name is enough as no other
-    begins with. Several words behind an option are its value: a list where it takes one; none behind a
-    switch are `true`.
+    What a verb cannot do without may be given so; a verb whose first parameter is a list of paths takes all of them
+    (`report RUN RUN`). In names `-` is `_`, and so much of a name is enough as no other begins with. Several words
+    behind an option are its value: a list where it takes one; none behind a switch are `true`.
     """
     parameters = list(inspect.signature(function).parameters.values())
     required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
@@ -162,13 +162,8 @@ def _option(words: list[str], annotations: dict[str, str]) -> list[str]:
     if name not in annotations and len(alike) == 1 and len(name) > 1:
         name = alike[0]
     option = f"--{name}{equals}{value}" if words[0].startswith("--") else words[0]
-<<<<<<< HEAD
-    if not equals and len(words) == 1 and annotations.get(name) == "bool":
-        return [f"{option}=true"]
-=======
     if len(words) == 1 and not equals and annotations.get(name) == "bool":
         return [option, "true"]
->>>>>>> 1c5ef79b5ac1c55fff3b7634416256ee76aa1369
     if equals or len(words) < 3 or name not in annotations:
         return [option, *words[1:]]
     return [option, json.dumps(words[1:]) if "list" in annotations[name] else " ".join(words[1:])]
