@@ -129,14 +129,17 @@ def _parse(verb: str, function: Any, arguments: list[str]) -> dict[str, Any]:
 def _named(function: Any, arguments: list[str]) -> list[str]:
     """Arguments with the names of options: `export FROM TO` is `export --checkpoint FROM --out TO`, by their order.
 
-    What a verb cannot do without may be given so. In names `-` is `_`, and so much of a name is enough as no other
-    begins with. Several words behind an option are its value: a list where it takes one; none behind a
-    switch are `true`.
+    What a verb cannot do without may be given so; a verb whose first parameter is a list of paths takes all of them
+    (`report RUN RUN`). In names `-` is `_`, and so much of a name is enough as no other begins with. Several words
+    behind an option are its value: a list where it takes one; none behind a switch are `true`.
     """
-    parameters = inspect.signature(function).parameters.values()
+    parameters = list(inspect.signature(function).parameters.values())
     required = [each.name for each in parameters if each.default is each.empty and each.annotation in ("Path", "str")]
     front = next((n for n, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     given = arguments[:front]
+    if given and parameters and parameters[0].annotation.startswith("list[Path]"):
+        given = [f"--{parameters[0].name}", json.dumps(given)]
+        return [*given, *_named(function, arguments[front:])]
     if len(given) > len(required):
         raise UserError(f"{given[len(required)]!r} is no option; options begin with --.")
     annotations = {each.name: str(each.annotation) for each in parameters}

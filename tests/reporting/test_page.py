@@ -9,7 +9,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_up_results import Files, write_all
 
@@ -53,7 +53,7 @@ def files(tmp_path: Path) -> Files:
 
 def page_of(files: Files, out: Path, **changed: Path | None) -> str:
     options = {"base": files.base, "verdict": files.verdict, "metrics": files.metrics, "settings": files.settings}
-    return report(files.results, out, **{**options, **changed}).read_text()  # type: ignore[arg-type]
+    return report(out=out, results=files.results, **{**options, **changed}).read_text()  # type: ignore[arg-type]
 
 
 def record(folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -144,7 +144,7 @@ def test_each_part_may_be_missing(files: Files, tmp_path: Path, missing: str) ->
 
 def test_the_lost_sink_is_explained_only_where_there_was_one(files: Files, tmp_path: Path) -> None:
     assert "it has lost the sink token" in Reader(page_of(files, tmp_path / "a.html")).text
-    alone = report(files.base, tmp_path / "b.html").read_text()
+    alone = report(out=tmp_path / "b.html", results=files.base).read_text()
     assert "it has lost the sink token" not in Reader(alone).text
 
 
@@ -162,9 +162,7 @@ def break_schema(files: Files) -> str:
 
 
 def break_array(files: Files) -> str:
-    with np.load(files.base / "nll.npz") as arrays:
-        kept = {name: arrays[name] for name in arrays.files if name != "1+255"}
-    np.savez(files.base / "nll.npz", **kept)
+    pq.write_table(pq.read_table(files.base / "nll.parquet").drop_columns("1+255"), files.base / "nll.parquet")
     return "--base"
 
 

@@ -12,7 +12,14 @@ import pytest
 from made_up_results import Files, write_all
 
 from sinktrain.base.errors import UserError
+from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.report import report
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests read the page's words; drawing takes most of its time."""
+    monkeypatch.setattr(Picture, "svg", "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +45,8 @@ def paragraph(files: Files, folder: Path, record: object, base: object = None) -
         data = json.loads((source / "results.json").read_text())
         more = {} if value is None else {"position_rules": value}
         (folder / name / "results.json").write_text(json.dumps(data | more))
-        (folder / name / "nll.npz").write_bytes((source / "nll.npz").read_bytes())
-    page = report(folder / "tuned", folder / "a.html", folder / "base").read_text()
+        (folder / name / "nll.parquet").write_bytes((source / "nll.parquet").read_bytes())
+    page = report(out=folder / "a.html", results=folder / "tuned", base=folder / "base").read_text()
     found = re.findall(r'<p class="note" id="position-rules">(.*?)</p>', page, flags=re.DOTALL)
     assert len(found) == 1
     assert page.index('id="caches-h"') < page.index('id="position-rules"') < page.index("NLL along the stream")

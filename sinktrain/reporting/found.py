@@ -1,0 +1,165 @@
+"""What lies in the folders of runs: the files that a page can be made of, by kind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sinktrain.base.errors import UserError
+from sinktrain.base.secrets import redact
+from sinktrain.reporting.diagnosis import Diagnosis, load_diagnosis
+from sinktrain.reporting.load import load_metrics, load_results, load_verdict
+from sinktrain.reporting.measurements import load_answers, load_stream, short
+from sinktrain.reporting.reading import Fields, read_json, read_text
+from sinktrain.reporting.records import Answers, Flat, Results, Speed, Training, Verdict
+from sinktrain.reporting.sources import Sources
+
+OPTION = "RUN"
+FILES = (
+    "results.json", "grid.json", "verdict.json", "diagnosis.json", "recall.json", "streameval.json", "questions.json",
+    "stream.json", "metrics.csv", "config.yaml",
+)  # fmt: skip
+PASSED_OVER = {"wandb", "checkpoints", "__pycache__"}
+"""Folders that hold files of these names, or many files, and none of ours."""
+
+
+@dataclass
+class Found:
+    """Everything in the runs, each list in the order of the runs and of the paths in them."""
+
+    results: list[Results] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    answers: list[Answers] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    flats: list[Flat] = field(default_factory=list)
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def find(runs: list[Path], sources: Sources) -> Found:
+    """Reads all that the runs hold.
+
+    Args:
+        runs: folders, searched to their depths, or single files of the names in `FILES`.
+        sources: gets every file.
+
+    Raises:
+        UserError: a run is not there, or holds nothing to show, or a file in it is malformed.
+    """
+    found = Found()
+    runs_of: list[str] = []
+    for run in runs:
+        paths = list(_files(Path(run)))
+        for path in paths:
+            _read(path, found, sources)
+            runs_of += [Path(run).resolve().name] * (len(found.results) - len(runs_of))
+        if not paths:
+            raise UserError(f"{OPTION} {run}: holds nothing to show, such as a results.json of `sinktrain evaluate`.")
+    found.results = _labelled(_with_cells(found), runs_of)
+    return found
+
+
+def _files(run: Path) -> Iterator[Path]:
+    if run.is_file() and run.name in FILES:
+        yield run
+    elif run.is_dir():
+        for folder, below, names in os.walk(run):
+            below[:] = sorted(name for name in below if not name.startswith(".") and name not in PASSED_OVER)
+            # the settings follow the log of the same run, whose part they become
+            yield from (Path(folder, name) for name in FILES if name in names)
+    else:
+        raise UserError(f"{OPTION} {run}: is neither a folder nor a file of results; check the path.")
+
+
+def _read(path: Path, found: Found, sources: Sources) -> None:
+    name = path.name
+    if name == "results.json":
+        found.results.append(replace(load_results(path.parent, OPTION, sources), place=str(path.parent)))
+    elif name == "grid.json":
+        found.cells |= _cells(path, sources)
+    elif name == "verdict.json":
+        found.verdicts.append(load_verdict(path, OPTION, sources))
+    elif name == "diagnosis.json":
+        found.diagnoses.append(load_diagnosis(path, OPTION, sources))
+    elif name == "stream.json":
+        stream = load_stream(path, OPTION, sources)
+        if isinstance(stream, Speed):
+            found.speeds.append(stream)
+        else:
+            found.flats.append(stream)
+    elif name == "metrics.csv" or (name == "config.yaml" and not (path.parent / "metrics.csv").exists()):
+        found.trainings.append(load_training(path.parent, sources))
+    elif name != "config.yaml":
+        found.answers.append(load_answers(path, OPTION, sources))
+
+
+def load_training(folder: Path, sources: Sources) -> Training:
+    """The log and the settings of the training run that logged into `folder`, as far as they are there."""
+    metrics, settings, command = folder / "metrics.csv", folder / "config.yaml", fit_command(folder)
+    log = load_metrics(metrics, OPTION) if metrics.is_file() else None
+    return Training(
+        label=folder.name,
+        metrics=log,
+        settings=redact(read_text(settings, OPTION)) if settings.is_file() else None,
+        sources=(sources.add(metrics, command),) if log is not None else (),
+        settings_sources=(sources.add(settings, command),) if settings.is_file() else (),
+    )
+
+
+def fit_command(folder: Path) -> str:
+    """The command of the training run that logged into `folder`, from its run.json."""
+    try:
+        entries = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return str(redact(entries[-1]["command"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return "sinktrain fit"
+
+
+def _cells(path: Path, sources: Sources) -> dict[str, dict[str, Any]]:
+    """The cells of a grid, by the folder of each."""
+    data = read_json(path, OPTION, "sinktrain evaluate", [2])
+    with Fields(OPTION, path, "sinktrain evaluate"):
+        number = sources.add(path, str(data.get("command") or "sinktrain evaluate"))
+        return {
+            str(path.parent / cell["folder"]): {"group": cell["group"], "seed": cell["seed"], "source": number}
+            for cell in data["cells"]
+        }
+
+
+def _with_cells(found: Found) -> list[Results]:
+    """The results with group and seed as the grid has them."""
+    known = {results.place for results in found.results}
+    for place in found.cells:
+        if place not in known:
+            raise UserError(f"{OPTION} {place}: is named by its grid.json and is not there; evaluate it again.")
+    return [
+        replace(
+            results,
+            model=results.model | {name: cell[name] for name in ("group", "seed")},
+            sources=(*results.sources, cell["source"]),
+        )
+        if (cell := found.cells.get(results.place))
+        else results
+        for results in found.results
+    ]
+
+
+def _labelled(results: list[Results], runs: list[str]) -> list[Results]:
+    """Short names that tell the results of one text apart: the model's, or its folder where two are the same."""
+    names = [short(str(each.model["name"])) for each in results]
+    many = _twice(results, names)
+    names = [f"{runs[i]}: {name}" if name in many else name for i, name in enumerate(names)]
+    many = _twice(results, names)
+    names = [results[i].place if name in many else name for i, name in enumerate(names)]
+    return [replace(each, label=name) for each, name in zip(results, names, strict=True)]
+
+
+def _twice(results: list[Results], names: list[str]) -> set[str]:
+    pairs = Counter((name, each.text["sha256"]) for each, name in zip(results, names, strict=True))
+    return {name for (name, _), number in pairs.items() if number > 1}
