@@ -80,6 +80,17 @@ def test_the_programs(commands_run: tuple[Path, list[str]], model_folder: Path) 
     assert float(re.search(r"tensor\((.*?)\)", done.stdout)[1]) > 1  # type: ignore[index]
 
 
+def test_many_models_texts_and_caches(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
+    place, _ = commands_run
+    checkpoint = str(sorted(place.glob("lightning_logs/*/checkpoints/step-*"))[0])
+    for line in block_with("--budget").strip().splitlines():
+        _, verb, *options = shlex.split(line.replace("MODEL", str(model_folder)).replace("CHECKPOINT", checkpoint))
+        done = run(["-m", "sinktrain.cli", verb, *options], place)
+        assert done.returncode in ((0, 1, 2) if verb == "verify" else (0,)) and "Traceback" not in done.stderr, done.stderr
+    assert len(json.loads((place / "runs/grid/grid.json").read_text())["cells"]) == 2
+    assert (place / "runs/grid/verdict.json").is_file() and (place / "runs/grid.html").is_file()
+
+
 def test_training_as_it_streams(commands_run: tuple[Path, list[str]], model_folder: Path) -> None:
     place, _ = commands_run
     _, verb, *options = shlex.split(block_with("--model.band").replace("MODEL", str(model_folder)))

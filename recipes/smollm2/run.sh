@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All of the recipe, on a CPU: recipes/smollm2/run.sh [base|sink_only|lora|full|embed|two|band|inits|ship|streams|tables ...]
+# All of the recipe, on a CPU: recipes/smollm2/run.sh [base|sink_only|lora|full|embed|two|band|inits|ship|streams|evidence|tables ...]
 # Without arguments everything, in that order. What is there already is not made again: remove it from runs/smollm2 first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -104,6 +104,29 @@ streams() {
       --caches "0+16 1+15 4+12 0+32 1+31 4+28 0+64 1+63 4+60" --tokens 4096 --out $runs/tiny-$name
   done
 }
+evidence() { # the page in recipes/smollm2/report
+  local name from page=recipes/smollm2/report
+  timed grid sinktrain evaluate --model.name $model --beside $runs/sink_only/checkpoints $runs/lora/checkpoints \
+    --model.dtype bfloat16 --text data/austen.txt --caches 0+1024 1+1023 2+1022 4+1020 --tokens 65536 --recompute 256 --out $runs/grid
+  sinktrain verify --results $runs/grid --cache 1+1023 --against 4+1020 || true
+  timed budgets sinktrain evaluate --model.name $model --beside $runs/sink_only/checkpoints --model.dtype bfloat16 \
+    --text data/austen.txt --budget 128,256,512 --sinks 0,1,2,4 --tokens 8192 --recompute 0 --out $runs/budgets
+  for name in base sink_only; do
+    from=$model
+    [ $name = base ] || from=$runs/$name/checkpoints
+    timed diagnosis-$name sinktrain diagnose --model.name $from --text data/austen.txt --out $runs/diagnosis-$name
+    timed recall-$name sinktrain recall --model.name $from --text data/austen.txt --caches "1+127 1+255 dense" --facts 12 \
+      --out $runs/recall-$name
+  done
+  timed streameval sinktrain stream-eval --model.name $runs/sink_only/checkpoints --names words --caches "1+255 1+511 dense" \
+    --line_distances "1 10 20 30" --samples 2 --out $runs/streameval
+  timed questions sinktrain stream-questions --model.name $runs/sink_only/checkpoints --questions $recipe/questions.jsonl \
+    --caches "0+512 1+511 dense" --out $runs/questions
+  timed bench sinktrain bench stream --model.name $runs/sink_only/checkpoints --sizes "256 512 1024" --out $runs/bench
+  mkdir -p $page
+  sinktrain report $runs/grid $runs/budgets $runs/diagnosis-* $runs/recall-* $runs/streameval $runs/questions $runs/bench \
+    $runs/sink_only --compare --out $page/index.html --overwrite
+}
 tables() {
   python $recipe/table.py --runs $runs
   python $recipe/compare.py $runs/tiny-base $runs/tiny-sink_only
@@ -115,6 +138,6 @@ tables() {
 }
 
 texts
-for part in "${@:-base sink_only lora full embed two band inits ship streams tables}"; do
+for part in "${@:-base sink_only lora full embed two band inits ship streams evidence tables}"; do
   for each in $part; do $each; done
 done
