@@ -86,7 +86,9 @@ def test_many_models_texts_and_caches(commands_run: tuple[Path, list[str]], mode
     for line in block_with("--budget").strip().splitlines():
         _, verb, *options = shlex.split(line.replace("MODEL", str(model_folder)).replace("CHECKPOINT", checkpoint))
         done = run(["-m", "sinktrain.cli", verb, *options], place)
-        assert done.returncode in ((0, 1, 2) if verb == "verify" else (0,)) and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode in ((0, 1, 2) if verb == "verify" else (0,)) and "Traceback" not in done.stderr, (
+            done.stderr
+        )
     assert len(json.loads((place / "runs/grid/grid.json").read_text())["cells"]) == 2
     assert (place / "runs/grid/verdict.json").is_file() and (place / "runs/grid.html").is_file()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sinktrain.base.errors import UserError
 from sinktrain.evaluation.subject import Subject
 from sinktrain.evaluation.texts import Text
 from sinktrain.sinks.outlet import has_outlet
@@ -42,6 +43,11 @@ def attention_to_first(subject: Subject, text: Text, *, length: int = 64, sequen
         return None
     rows = cut(subject, text, length, sequences)
     share, outlet = _shares(subject.model, rows)
+    if not bool(share.isfinite().all()):
+        raise UserError(
+            f"model.name {subject.options.name}: its attention is not finite; use --model.dtype float32, or "
+            "--attention false."
+        )
     return {
         "share": _rounded(share),
         **({} if outlet is None else {"outlet": _rounded(outlet)}),

@@ -33,7 +33,8 @@ class Contestant:
     @property
     def identity(self) -> list[Any]:
         """What tells whether it is still the same: names, sizes and times of its files, or its name and revision."""
-        return [self.options.name, self.options.revision, self.options.dtype, files_of(self.options.name)]
+        options = self.options
+        return [options.name, options.revision, options.dtype, options.device, files_of(options.name)]
 
 
 def contestants(first: ModelOptions, beside: list[str]) -> list[Contestant]:
@@ -56,10 +57,14 @@ def contestants(first: ModelOptions, beside: list[str]) -> list[Contestant]:
 
 
 def files_of(name: str) -> list[list[Any]]:
-    """Names, sizes and times of the files that a name stands for; empty for a name of a hub or a package."""
+    """Names, sizes and times of the files that a name stands for; empty for a name of a hub or a package.
+
+    Hidden ones are left out: the draft of these very results may lie among them.
+    """
     path = Path(name)
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in shown if file.is_file()]
 
 
 def _opened(name: str) -> list[str]:

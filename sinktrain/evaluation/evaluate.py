@@ -96,6 +96,9 @@ def evaluate(
         contestants(model, _listed(beside)), _listed(text), rows_asked(specs, rule, both_rules, recompute),
         tokens, skip, recompute, chunk, batch, attention, seed,
     )  # fmt: skip
+    twice = next((name for name in settings.texts if settings.texts.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--text {twice}: is named twice; name each text once.")
     if tokens < 2 * settings.size:
         raise too_few(tokens, settings.size)
     with ranks() as place:
@@ -135,6 +138,8 @@ def _begin(workshop: Workshop, draft: Draft) -> None:
         work = pieces(workshop.settings)
         say(f"goes on where it stopped: {sum(map(workshop.is_done, work))} of {len(work)} pieces are done")
     else:
+        if path.is_file():
+            say("begins anew: what was stopped here had other settings, models, texts or versions")
         draft.clear()
     workshop.begin()
     path.write_text(plan)

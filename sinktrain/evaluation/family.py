@@ -49,6 +49,9 @@ def read_grid(path: Path, groups: str | None) -> dict[Key, list[Results]]:
         if cell.group in wanted:
             found.setdefault((cell.group, cell.text), []).append(cell)
     for (group, _), alike in found.items():
+        models = [cell.model for cell in alike]
+        if len(set(models)) < len(models):
+            raise UserError(f"--results {path}: holds {models[0]} twice on one text; run `sinktrain evaluate` again.")
         seeds = [cell.seed for cell in alike if cell.seed is not None]
         if len(set(seeds)) < len(seeds):
             raise UserError(

@@ -194,11 +194,13 @@ def recompute_some(
     advance: Callable[[int], None] | None = None,
 ) -> NLL:
     """(T,) NLL at `targets`, each from a window of `size` tokens computed afresh; NaN elsewhere."""
+    aligned = np.full(len(text.tokens), np.nan)
+    if not targets:  # another tokenizer's text may have fewer tokens than were to be recomputed
+        return aligned
     nll = recompute_nll(
         subject.model, text.tokens, targets, size, sink_ids=subject.sink_ids, batch=batch, advance=advance
     )
     _check_finite(subject, nll)
-    aligned = np.full(len(text.tokens), np.nan)
     aligned[list(targets)] = nll.double().numpy()
     return aligned
 

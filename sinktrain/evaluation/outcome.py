@@ -7,6 +7,8 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sinktrain.base.secrets import command_line, redact
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.contestants import distinct
@@ -57,7 +59,9 @@ def _write_cell(workshop: Workshop, model: int, text: int, folder: Path, second:
     }  # fmt: skip
     if second is not None:
         length = found["description"]["trained_length"]
-        record["position_rules"] = rules_record(rows, second, record["rule"], size, found["sinks"], length)
+        record["position_rules"] = rules_record(
+            rows, second, record["rule"], size, found["sinks"], length, arrays["documents"].astype(np.int64)
+        )
     write_results(folder, record, rows, arrays)
     return record
 

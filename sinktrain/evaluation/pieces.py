@@ -10,6 +10,7 @@ from sinktrain.base.errors import UserError
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.contestants import Contestant, files_of
 from sinktrain.evaluation.grid import Asked
+from sinktrain.evaluation.results import SCHEMA, environment
 from sinktrain.evaluation.subject import Subject
 
 WINDOWS = 64
@@ -52,12 +53,19 @@ class Settings:
         return max(row.size for row in self.rows if row.size is not None)
 
     @property
+    def samples(self) -> int:
+        """How many tokens are recomputed: no more than there are with a full cache."""
+        return max(0, min(self.recompute, self.tokens - self.size - 1))
+
+    @property
     def plan(self) -> dict[str, Any]:
         """What must be the same for pieces that are there already to be of use."""
+        versions = environment()
         return {
             "models": [each.identity for each in self.models],
             "texts": [[name, files_of(name)] for name in self.texts],
             "rows": [[row.name, row.rule] for row in self.rows],
+            "by": [SCHEMA, *(versions.get(name) for name in ("sinktrain", "torch", "transformers"))],
             **{
                 name: getattr(self, name)
                 for name in ("tokens", "skip", "recompute", "chunk", "batch", "attention", "seed")
@@ -110,9 +118,8 @@ def pieces(settings: Settings) -> list[Piece]:
                 found.append(Piece(model, text, number, 0, settings.tokens))
                 continue
             assert row.size is not None
-            samples = min(settings.recompute, settings.tokens - settings.size - 1)
-            for part, begin in enumerate(range(0, samples, WINDOWS)):
-                found.append(Piece(model, text, number, part, min(WINDOWS, samples - begin) * row.size))
+            for part, begin in enumerate(range(0, settings.samples, WINDOWS)):
+                found.append(Piece(model, text, number, part, min(WINDOWS, settings.samples - begin) * row.size))
         if settings.attention:
             found.append(Piece(model, text, ATTENTION, 0, 1024))
     return found

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sinktrain.base.errors import UserError
+
 _LONGEST = timedelta(days=30)
 """How long a rank waits for the others: the slowest of them may have hours more to do."""
 
@@ -25,11 +27,21 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Goes on once all have come here."""
+        """Goes on once all have come here.
+
+        Raises:
+            UserError: one of them has ended.
+        """
         if self.count > 1:
             import torch.distributed as dist
 
-            dist.barrier()
+            try:
+                dist.barrier()
+            except RuntimeError as error:  # its connection is closed
+                raise UserError(
+                    "another rank has failed; its own message says why. What is measured is kept: run the same command "
+                    "again once that is mended."
+                ) from error
 
 
 @contextmanager

@@ -128,6 +128,8 @@ def read_cells(path: Path, option: str = "--results") -> list[Cell]:
     place = f"{option} {path}"
     try:
         grid = json.loads((path / GRID).read_text())
+        if grid["schema"] != SCHEMA:
+            raise UserError(f"{place}: was written by another version; run `sinktrain evaluate` again.")
         cells = [
             Cell(
                 each["model"], each["group"], each["seed"], each["text"],

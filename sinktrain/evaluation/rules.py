@@ -32,7 +32,13 @@ def first_with_sinks(specs: list[CacheSpec], caches: str) -> CacheSpec:
 
 
 def rules_record(
-    rows: list[Row], spec: CacheSpec, rule: PositionRule, size: int, sinks: int, trained_length: int | None
+    rows: list[Row],
+    spec: CacheSpec,
+    rule: PositionRule,
+    size: int,
+    sinks: int,
+    trained_length: int | None,
+    documents: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """What the position rules of one cache cost against each other: `position_rules` of results.json.
 
@@ -43,6 +49,7 @@ def rules_record(
         size: C, at which a cache counts as full.
         sinks: how many stand in front of the text.
         trained_length: of the model, if it says so.
+        documents: (T,) the number of each token's document.
     """
     other = RULES[rule]
     name = f"{spec} {other}"
@@ -51,11 +58,18 @@ def rules_record(
     return {
         "cache": str(spec),
         "array": name,
-        **compare_rules(nll["cache"], nll["original"], sinks, size, trained_length),
+        **compare_rules(nll["cache"], nll["original"], sinks, size, trained_length, documents),
     }
 
 
-def compare_rules(cache: NLL, original: NLL, sinks: int, size: int, trained_length: int | None) -> dict[str, Any]:
+def compare_rules(
+    cache: NLL,
+    original: NLL,
+    sinks: int,
+    size: int,
+    trained_length: int | None,
+    documents: NDArray[np.int64] | None = None,
+) -> dict[str, Any]:
     """What `original` costs against `cache`, in NLL a token, over all tokens with a full cache and past the training.
 
     A token is past the trained length when its query sees position 0 from at least that far: training on L positions
@@ -67,6 +81,7 @@ def compare_rules(cache: NLL, original: NLL, sinks: int, size: int, trained_leng
         sinks: how many sinks stand in front of the text.
         size: C, at which a cache counts as full.
         trained_length: L, positions a training sample; None if the model does not say.
+        documents: (T,) the number of each token's document; None for a text that is one.
 
     Returns:
         `trained_length`, `tokens`, `tokens_past_trained_length`, and under `full_cache` and `past_trained_length` the
@@ -79,16 +94,20 @@ def compare_rules(cache: NLL, original: NLL, sinks: int, size: int, trained_leng
         "trained_length": trained_length,
         "tokens": int(full.sum()),
         "tokens_past_trained_length": int(past.sum()),
-        "full_cache": _paired(cache, original, full),
-        "past_trained_length": _paired(cache, original, past),
+        "full_cache": _paired(cache, original, full, documents),
+        "past_trained_length": _paired(cache, original, past, documents),
     }
 
 
-def _paired(cache: NLL, original: NLL, counted: NDArray[np.bool_]) -> dict[str, Any] | None:
+def _paired(
+    cache: NLL, original: NLL, counted: NDArray[np.bool_], documents: NDArray[np.int64] | None
+) -> dict[str, Any] | None:
     """Both PPLs over the `counted` (T,) tokens and the mean of NLL[original] - NLL[cache] with its 95% interval."""
     if not counted.any():
         return None
-    found = bootstrap_mean(original[counted] - cache[counted])
+    found = bootstrap_mean(
+        original[counted] - cache[counted], documents=None if documents is None else documents[counted]
+    )
     return {
         "tokens": found.tokens,
         "ppl_cache": float(np.exp(cache[counted].mean())),

@@ -125,8 +125,8 @@ class Workshop:
             nll, work = stream_text(subject, text, asked, self.settings.chunk, advance), len(text.tokens)
         else:
             assert asked.size is not None
-            size, sampled = asked.size, self.settings.recompute
-            targets = recomputed_tokens(len(text.tokens), self.settings.size, sampled, self.settings.seed)
+            size, samples = asked.size, self.settings.samples
+            targets = recomputed_tokens(len(text.tokens), self.settings.size, samples, self.settings.seed)
             some = targets[piece.part * WINDOWS : (piece.part + 1) * WINDOWS]
             nll = recompute_some(subject, text, size, some, self.settings.batch, lambda n: advance(n * size))
             work = len(some) * (size + len(subject.sink_ids))

@@ -26,7 +26,7 @@ from sinktrain.data.prepare import prepare
 from sinktrain.data.prepared import PreparedText
 from sinktrain.evaluation.contestants import contestants, distinct
 from sinktrain.evaluation.grid import caches_of, recomputed_tokens, rows_asked, sampling_error
-from sinktrain.evaluation.pieces import ATTENTION, Piece, shared_out
+from sinktrain.evaluation.pieces import ATTENTION, Piece, Settings, shared_out
 from sinktrain.evaluation.results import read_cells, read_results
 from sinktrain.evaluation.subject import ModelOptions
 from sinktrain.evaluation.texts import load_text
@@ -131,6 +131,26 @@ def test_models_with_other_tokenizers_get_the_same_bytes(exports: Path, texts: l
     assert ours["text"]["bytes"] <= len(spelled)  # the last document is cut
 
 
+@pytest.mark.parametrize("size", [258, 290])
+def test_a_text_spelled_anew_is_recomputed_all_over(
+    size: int, exports: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it has more tokens than were asked for or fewer."""
+    prepared = prepare(texts[1], tmp_path / "other", train_tokenizer=size)
+    other = tmp_path / "other-model"
+    shutil.copytree(exports / "plain", other)
+    AutoTokenizer.from_pretrained(prepared / "tokenizer").save_pretrained(other)
+    more = ["--cache", "1+7", "--beside", str(other), "--recompute", "100"]
+    assert evaluate(tmp_path / "grid", *more, text=[texts[1]], model=exports / "plain") == 0
+    ours, theirs = (cell.results for cell in read_cells(tmp_path / "grid"))
+    length = theirs.record["text"]["tokens"]
+    assert (length > 120) == (size == 258) and length != 120
+    for found in (ours, theirs):
+        there = np.flatnonzero(np.isfinite(found.nll["recompute"]))
+        assert len(there) == min(100, found.record["text"]["tokens"] - 9)
+        assert there[0] < 12 and there[-1] > found.record["text"]["tokens"] - 4
+
+
 def command(out: Path, exports: Path, text: str, *more: str) -> list[str]:
     caches = [f"{x}+{16 - x}" for x in range(6)]
     options = ["--model.name", str(exports), "--text", text, "--out", str(out), "--cache", *caches]
@@ -190,23 +210,63 @@ def test_other_settings_begin_anew(exports: Path, texts: list[str], tmp_path: Pa
     assert evaluate(out, *more, text=[texts[0]], model=exports / "plain") == 2
     assert "goes on where it stopped: 2 of 4" in capsys.readouterr().out
     assert evaluate(out, "--cache", "2+14", text=[texts[0]], model=exports / "plain") == 0
-    assert "goes on" not in capsys.readouterr().out and list(read_results(out).nll) == ["2+14", "recompute"]
+    said = capsys.readouterr().out
+    assert "begins anew" in said and "goes on" not in said and list(read_results(out).nll) == ["2+14", "recompute"]
 
 
-def test_ranks_share_a_grid(whole: Path, exports: Path, texts: list[str], tmp_path: Path) -> None:
+def test_results_inside_the_model_that_they_are_of(
+    exports: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(exports / "plain", model)
+    with monkeypatch.context() as patch:
+        patch.setattr("sinktrain.evaluation.work.recompute_some", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert evaluate(model / "eval", "--cache", "1+15", text=[texts[0]], model=model) == 130
+    assert evaluate(model / "eval", "--cache", "1+15", text=[texts[0]], model=model) == 0
+    assert "goes on where it stopped: 1 of 2" in capsys.readouterr().out
+
+
+def test_pieces_of_another_version_are_of_no_use(exports: Path, texts: list[str], monkeypatch: Any) -> None:
+    settings = Settings(contestants(ModelOptions(str(exports / "plain")), []), texts, rows_asked(caches_of("8", "1"),
+                        "cache", False, 5), 120, 0, 5, 64, 8, True, 0)  # fmt: skip
+    before = settings.plan
+    assert settings.plan == before
+    monkeypatch.setattr("sinktrain.evaluation.pieces.environment", lambda: {"sinktrain": "9", "torch": "2"})
+    assert settings.plan != before
+
+
+def two_ranks(line: list[str]) -> list[tuple[str, int]]:
+    """What both say, and their exit status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    line = command(tmp_path / "out", exports, texts[0])
     piped: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes = [
         subprocess.Popen(line, env={**common, "WORLD_SIZE": "2", "RANK": str(rank)}, **piped) for rank in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert "results:" in said[0] and "results:" not in said[1]
+    return [(process.communicate(timeout=300)[0], process.returncode) for process in processes]
+
+
+def test_ranks_share_a_grid(whole: Path, exports: Path, texts: list[str], tmp_path: Path) -> None:
+    said = two_ranks(command(tmp_path / "out", exports, texts[0]))
+    assert [status for _, status in said] == [0, 0], said
+    assert "results:" in said[0][0] and "results:" not in said[1][0]
     same(tmp_path / "out", whole)
+
+
+def test_when_a_rank_fails_the_other_says_so(exports: Path, texts: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(exports / "plain", broken)
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    model.lm_head.weight.data[3] = float("nan")
+    model.save_pretrained(broken)
+    line = command(tmp_path / "out", exports / "plain", texts[0], "--beside", str(broken))
+    said = two_ranks(line)
+    assert sorted(status for _, status in said) == [2, 2], said
+    text = "".join(each for each, _ in said)
+    assert "not finite" in text and "Traceback" not in text
+    assert "another rank has failed" in text or text.count("not finite") == 2
 
 
 @given(costs=st.lists(st.integers(1, 1000), max_size=40), count=st.integers(1, 8))
@@ -234,7 +294,9 @@ def test_names_and_groups(exports: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("more", "words"), [
     (["--budget", "16", "--cache", "1+15"], "--budget 16"), (["--budget", "x"], "--budget 'x'"),
     (["--budget", "16", "--sinks", "1 16"], "--sinks 1 16"), (["--budget", "16", "--sinks", "-1"], "--sinks"),
-    (["--cache", "1+15", "--beside", "SELF"], "is named twice"), (["--cache", "1+63"], "--tokens 120")])  # fmt: skip
+    (["--cache", "1+15", "--beside", "SELF"], "is named twice"),
+    (["--cache", "1+15", "--text", "a", "a"], "--text a: is named twice"),
+    (["--cache", "1+63"], "--tokens 120")])  # fmt: skip
 def test_mistakes(
     more: list[str], words: str, exports: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,3 +189,13 @@ def test_mistakes(chat_folder: Path, model_folder: Path, tmp_path: Path, capsys:
         assert main(["stream-questions", *arguments]) == 2
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1 and not out.exists()
+
+
+def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    """JSON may hold what Unicode calls the end of a line; a mark of its encoding may stand in front."""
+    path = tmp_path / "questions.jsonl"
+    lines = [
+        json.dumps({"question": f"one{end}two?", "answer": "three"}, ensure_ascii=False) for end in "\u2028\u0085\f"
+    ]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    assert len(read_questions(path)) == 3

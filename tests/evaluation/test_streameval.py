@@ -153,6 +153,9 @@ def test_intervals_against_published_ones() -> None:
     values = np.random.default_rng(0).normal(2.0, 1.0, 400)
     half = 1.96 * values.std() / 20
     assert of_mean(values) == pytest.approx([values.mean() - half, values.mean() + half], abs=0.02)
+    few = np.random.default_rng(1).normal(size=(4000, 8))  # as few as a person may ask for
+    held = np.mean([low < 0 < high for low, high in map(of_mean, few)])
+    assert 0.94 < held < 0.96
 
 
 def test_the_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

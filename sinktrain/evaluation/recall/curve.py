@@ -14,7 +14,7 @@ from sinktrain.evaluation.recall.asking import asked, unsaid, work
 from sinktrain.evaluation.recall.common import check_room, choose_caches, numbers, parts, record, warn, write
 from sinktrain.evaluation.recall.facts import DIGITS, Fact, Layout, lay_out, make_facts, needed_filler
 from sinktrain.evaluation.recall.feeding import Score
-from sinktrain.evaluation.recall.intervals import BOOTSTRAP, WILSON, accuracy, of_mean, wilson
+from sinktrain.evaluation.recall.intervals import STUDENT, WILSON, accuracy, of_mean, wilson
 from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
 from sinktrain.evaluation.texts import Text, load_text
 from sinktrain.streaming import CacheSpec, PositionRule
@@ -63,8 +63,8 @@ def recall(
     Returns:
         The result folder.
     """
-    for option, value in (("facts", facts), ("chunk", chunk), ("batch", batch)):
-        at_least(f"--{option}", value, 1)
+    for option, value, least in (("facts", facts, 2), ("chunk", chunk, 1), ("batch", batch, 1)):
+        at_least(f"--{option}", value, least)
     at_least("--seed", seed, 0)
     chosen = None if distances is None else numbers(distances, "--distances", 1)
     with new_folder(out, "--out", overwrite=overwrite) as draft:
@@ -79,7 +79,7 @@ def recall(
         rows, chance = _measure(subject, specs, layouts, chosen, rule=rule, chunk=chunk)
         fields = {
             "text": filler.description, "facts": facts, "distances": chosen, "digits": DIGITS, "rule": rule,
-            "seed": seed, "chance": chance, "interval_method": {"accuracy": WILSON, "nll": BOOTSTRAP},
+            "seed": seed, "chance": chance, "interval_method": {"accuracy": WILSON, "nll": STUDENT},
             "rows": [{**row, "chance": chance} for row in rows],
         }  # fmt: skip
         write(draft, FILE, record("recall", subject, fields))

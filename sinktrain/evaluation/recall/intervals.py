@@ -17,7 +17,7 @@ CLUSTERED = (
     "95%, bootstrap over samples (percentiles of 2,000 draws), never narrower than Wilson's for as many independent "
     "questions"
 )
-BOOTSTRAP = "95%, bootstrap over facts (percentiles of 2,000 draws)"
+STUDENT = "95%, Student's t over facts"
 
 
 def wilson(right: int, asked: int) -> list[float]:
@@ -51,10 +51,15 @@ def clustered(right: Sequence[int], asked: int, *, resamples: int = 2000, seed: 
     return [min(float(low), independent[0]), max(float(high), independent[1])]
 
 
-def of_mean(values: NDArray[np.float64], *, resamples: int = 2000, seed: int = 0) -> list[float]:
-    """A 95% bootstrap interval for the mean of independent `values` (n,)."""
-    low, high = _percentiles(values, resamples, seed)
-    return [float(low), float(high)]
+def of_mean(values: NDArray[np.float64]) -> list[float]:
+    """Student's 95% interval for the mean of two or more independent `values` (n,).
+
+    Not a bootstrap, whose percentiles are too narrow for few: at 8 values they hold the truth in 88% of cases.
+    """
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
+    return [float(values.mean() - half), float(values.mean() + half)]
 
 
 def _percentiles(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

@@ -61,7 +61,7 @@ def read_questions(path: Path) -> list[Question]:
         UserError: there is no such file, or a line is no question.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"--questions {path}: cannot be read ({error.strerror}); name a JSONL file.") from error
     except UnicodeDecodeError as error:
