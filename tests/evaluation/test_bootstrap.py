@@ -51,7 +51,9 @@ def test_mean_is_exact_and_inside(values: list[float], block: int) -> None:
     found = bootstrap_mean(series, block=min(block, len(series)), resamples=200)
     assert found.mean == pytest.approx(series.mean())
     assert found.low <= found.lower <= found.upper <= found.high
-    assert found.low >= series.min() - 11 and found.high <= series.max() + 11
+    moved = bootstrap_mean(2 * series + 3, block=min(block, len(series)), resamples=200)
+    for name in ("low", "lower", "upper", "high"):
+        assert getattr(moved, name) == pytest.approx(2 * getattr(found, name) + 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
