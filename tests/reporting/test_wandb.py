@@ -24,6 +24,14 @@ from sinktrain.reporting.wandb_log import WandbOptions
 SECRET = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ" * 2
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """wandb reads its settings once a process; the next test has its own."""
+    yield
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.teardown()
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     write_answers(tmp_path / "run" / "answers")
