@@ -82,10 +82,11 @@ def _opened(name: str) -> list[str]:
 
 def _labels(names: list[str]) -> list[str]:
     """A short name for each, no two alike."""
-    return distinct([_short(name) for name in names])
+    return distinct([short_name(name) for name in names])
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """The last part of a model's name or path that tells it apart: `sink_only` of `runs/sink_only/checkpoints`."""
     parts = [part for part in re.split(r"[/:]", name) if part not in ("", ".", "..", "checkpoints")]
     return parts[-1] if parts else "model"
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sinktrain.base.errors import UserError
+from sinktrain.evaluation import comparison
+from sinktrain.evaluation.grid import full_cache
 from sinktrain.evaluation.statistics import estimate, estimate_over_seeds
 from sinktrain.reporting.numbers import exponential
 from sinktrain.reporting.records import Comparison, Results, Row
 
 Mask = npt.NDArray[np.bool_]
-FEWEST_TOKENS, FEWEST_BLOCKS = 200, 20
-"""As `sinktrain verify` has them: with fewer an interval says nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +71,41 @@ class Panel:
 def by_hash(every: Sequence[Results]) -> list[Panel]:
     """A panel for each text, told apart by the hash of its tokens."""
     hashes = dict.fromkeys(results.text["sha256"] for results in every)
-    panels = [tuple(results for results in every if results.text["sha256"] == each) for each in hashes]
-    return [Panel(columns[0].text["name"], columns, bits=False) for columns in panels]
+    return _panels([[results for results in every if results.text["sha256"] == each] for each in hashes])
 
 
 def by_name(every: Sequence[Results]) -> list[Panel]:
-    """A panel for each text by its name; in bits per byte where the hashes of its tokens differ.
+    """A panel for each stretch of a text; in bits per byte where the same bytes were cut into different tokens.
 
     Raises:
-        UserError: there are no two models to compare, or the length of a text in bytes is not known and is needed.
+        UserError: there are no two models to compare.
     """
-    panels = []
-    for name in dict.fromkeys(results.text["name"] for results in every):
-        columns = tuple(results for results in every if results.text["name"] == name)
-        bits = len({results.text["sha256"] for results in columns}) > 1
-        unknown = [results for results in columns if not results.text["bytes"]]
-        if bits and unknown:
-            raise UserError(
-                f"--compare {unknown[0].place or unknown[0].label}: the runs cut {name} into different tokens, and "
-                "this one does not say how many bytes it has; evaluate it again, or leave it out."
-            )
-        panels.append(Panel(name, columns, bits))
-    if not any(len(panel.columns) > 1 for panel in panels):
+    found: dict[tuple[str, str], list[Results]] = {}
+    for results in every:
+        text = results.text
+        # a text without its bytes, is known by its tokens alone
+        spelling = text["spelling"] if text["spelling"] and text["bytes"] else text["sha256"]
+        found.setdefault((text["name"], spelling), []).append(results)
+    stretches = list(found.values())
+    if not any(len(columns) > 1 for columns in stretches):
         raise UserError(
-            "--compare: needs two evaluations of one text; name RUNs that were evaluated with the same --text."
+            "--compare: needs two evaluations of one text; name RUNs that were evaluated with the same --text, "
+            "--tokens and --skip (models with other tokenizers in one run, by --beside)."
         )
-    return panels
+    return _panels(stretches)
+
+
+def _panels(stretches: Sequence[Sequence[Results]]) -> list[Panel]:
+    """Under the name of the text; with its length, and then its hash, where others go by the same name."""
+    bits = [len({results.text["sha256"] for results in columns}) > 1 for columns in stretches]
+    texts = [columns[0].text for columns in stretches]
+    names = [text["name"] for text in texts]
+    for more in (
+        [f"{t['bytes']:,} bytes" if b else f"{t['tokens']:,} tokens" for t, b in zip(texts, bits, strict=True)],
+        [f"SHA-256 {text['sha256'][:8]}" for text in texts],
+    ):
+        names = [f"{n}, {m}" if names.count(n) > 1 else n for n, m in zip(names, more, strict=True)]
+    return [Panel(name, tuple(columns), b) for name, columns, b in zip(names, stretches, bits, strict=True)]
 
 
 def differences(panel: Panel) -> list[tuple[Results, list[Comparison]]]:
@@ -123,12 +132,12 @@ def _difference(row: Row, a: Results, b: Results) -> Comparison | None:
     x, y = a.nll[row.name].astype(np.float64), b.nll[row.name].astype(np.float64)
     if len(x) != len(y):
         return None
-    counted = _full(a, len(x)) & _full(b, len(y)) & np.isfinite(x) & np.isfinite(y)
+    counted = _full((a, b), len(x)) & np.isfinite(x) & np.isfinite(y)
     series = (x - y)[counted]
     if not len(series):
         return None
     interval = estimate(series, documents(a, counted))
-    enough = interval.tokens >= FEWEST_TOKENS and interval.tokens >= FEWEST_BLOCKS * interval.block_length
+    enough = comparison.Comparison(a.label, b.label, row.name, "as good", interval, margin=0.0).enough
     return Comparison(
         a=a.label, b=b.label, question=row.name, tokens=interval.tokens, difference=interval.mean,
         interval=(interval.low, interval.high), bound=math.nan, block_length=interval.block_length, enough=enough,
@@ -139,7 +148,7 @@ def _difference(row: Row, a: Results, b: Results) -> Comparison | None:
 def over_seeds(models: Sequence[Results], row: str) -> tuple[float, float]:
     """The 95% interval of the mean NLL of a row over models that differ in their seed only, on one text."""
     every = np.stack([results.nll[row] for results in models if row in results.nll]).astype(np.float64)
-    counted = _full(models[0], every.shape[1]) & np.isfinite(every).all(axis=0)
+    counted = _full(models, every.shape[1]) & np.isfinite(every).all(axis=0)
     if not counted.any():
         return math.nan, math.nan
     interval = estimate_over_seeds(every[:, counted], documents(models[0], counted))
@@ -152,7 +161,7 @@ def documents(results: Results, counted: Mask) -> npt.NDArray[np.int64] | None:
     return None if found is None else found[counted].astype(np.int64)
 
 
-def _full(results: Results, length: int) -> Mask:
-    """(T,) the tokens predicted with a full cache, as `sinktrain evaluate` counts them."""
-    mask: Mask = np.arange(length) + results.sinks - 1 >= results.cache_size
+def _full(models: Sequence[Results], tokens: int) -> Mask:
+    """(T,) the tokens that each of the models predicted with a full cache."""
+    mask: Mask = np.logical_and.reduce([full_cache(tokens, each.sinks, each.cache_size) for each in models])
     return mask

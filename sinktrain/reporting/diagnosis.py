@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sinktrain.base.errors import UserError
-from sinktrain.reporting.measurements import short
+from sinktrain.reporting.measurements import label_of
 from sinktrain.reporting.reading import Fields, read_json
 from sinktrain.reporting.sources import Sources
 
@@ -67,7 +67,7 @@ def load_diagnosis(path: Path, option: str, sources: Sources) -> Diagnosis:
         sink = data["model"].get("sink")
         command = str(data["command"])
         return Diagnosis(
-            label=short(str(data["model"]["name"])),
+            label=label_of(data["model"]),
             sinks=int(sink["count"]) if sink and sink["kind"] == "token" else 0,
             figures=dict(_figures(data)),
             logits=means[0],

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from sinktrain.base.errors import UserError
+from sinktrain.base.paths import inside
 from sinktrain.base.secrets import redact
 from sinktrain.reporting.diagnosis import Diagnosis, load_diagnosis
-from sinktrain.reporting.load import load_metrics, load_results, load_verdict
-from sinktrain.reporting.measurements import load_answers, load_stream, short
+from sinktrain.reporting.load import EVALUATE, load_metrics, load_results, load_verdict
+from sinktrain.reporting.measurements import label_of, load_answers, load_stream
 from sinktrain.reporting.reading import Fields, read_json, read_text
 from sinktrain.reporting.records import Answers, Flat, Results, Speed, Training, Verdict
 from sinktrain.reporting.sources import Sources
@@ -26,6 +27,9 @@ FILES = (
 )  # fmt: skip
 PASSED_OVER = {"wandb", "checkpoints", "__pycache__"}
 """Folders that hold files of these names, or many files, and none of ours."""
+
+LOGS = re.compile(r"logs|lightning_logs|version_\d+")
+"""Folders of loggers, whose names do not tell a training run from others."""
 
 
 @dataclass
@@ -39,7 +43,6 @@ class Found:
     answers: list[Answers] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
     flats: list[Flat] = field(default_factory=list)
-    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def find(runs: list[Path], sources: Sources) -> Found:
@@ -53,15 +56,18 @@ def find(runs: list[Path], sources: Sources) -> Found:
         UserError: a run is not there, or holds nothing to show, or a file in it is malformed.
     """
     found = Found()
-    runs_of: list[str] = []
+    seen: set[Path] = set()
     for run in runs:
         paths = list(_files(Path(run)))
         for path in paths:
-            _read(path, found, sources)
-            runs_of += [Path(run).resolve().name] * (len(found.results) - len(runs_of))
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                _read(path, found, sources)
         if not paths:
             raise UserError(f"{OPTION} {run}: holds nothing to show, such as a results.json of `sinktrain evaluate`.")
-    found.results = _labelled(_with_cells(found), runs_of)
+        name = Path(run).resolve().name
+        found.results = [each if each.run else replace(each, run=name) for each in found.results]
+    found.results = _labelled(found.results)
     return found
 
 
@@ -80,9 +86,10 @@ def _files(run: Path) -> Iterator[Path]:
 def _read(path: Path, found: Found, sources: Sources) -> None:
     name = path.name
     if name == "results.json":
-        found.results.append(replace(load_results(path.parent, OPTION, sources), place=str(path.parent)))
+        if _at(path.parent, found) is None:
+            found.results.append(_load(path.parent, sources))
     elif name == "grid.json":
-        found.cells |= _cells(path, sources)
+        _read_grid(path, found, sources)
     elif name == "verdict.json":
         found.verdicts.append(load_verdict(path, OPTION, sources))
     elif name == "diagnosis.json":
@@ -104,7 +111,7 @@ def load_training(folder: Path, sources: Sources) -> Training:
     metrics, settings, command = folder / "metrics.csv", folder / "config.yaml", fit_command(folder)
     log = load_metrics(metrics, OPTION) if metrics.is_file() else None
     return Training(
-        label=folder.name,
+        label=next((part for part in reversed(folder.resolve().parts) if not LOGS.fullmatch(part)), ""),
         metrics=log,
         settings=redact(read_text(settings, OPTION)) if settings.is_file() else None,
         sources=(sources.add(metrics, command),) if log is not None else (),
@@ -121,42 +128,40 @@ def fit_command(folder: Path) -> str:
         return "sinktrain fit"
 
 
-def _cells(path: Path, sources: Sources) -> dict[str, dict[str, Any]]:
-    """The cells of a grid, by the folder of each."""
-    data = read_json(path, OPTION, "sinktrain evaluate", [2])
-    with Fields(OPTION, path, "sinktrain evaluate"):
-        number = sources.add(path, str(data.get("command") or "sinktrain evaluate"))
-        return {
-            str(path.parent / cell["folder"]): {"group": cell["group"], "seed": cell["seed"], "source": number}
-            for cell in data["cells"]
-        }
+def _load(folder: Path, sources: Sources) -> Results:
+    return replace(load_results(folder, OPTION, sources), place=str(folder))
 
 
-def _with_cells(found: Found) -> list[Results]:
-    """The results with group and seed as the grid has them."""
-    known = {results.place for results in found.results}
-    for place in found.cells:
-        if place not in known:
-            raise UserError(f"{OPTION} {place}: is named by its grid.json and is not there; evaluate it again.")
-    return [
-        replace(
-            results,
-            model=results.model | {name: cell[name] for name in ("group", "seed")},
-            sources=(*results.sources, cell["source"]),
+def _at(folder: Path, found: Found) -> Results | None:
+    """The results of a folder, if they were read already, by whatever path."""
+    return next((each for each in found.results if Path(each.place).resolve() == folder.resolve()), None)
+
+
+def _read_grid(path: Path, found: Found, sources: Sources) -> None:
+    """The results of a grid in its order, which need not be that of its folders' names."""
+    data = read_json(path, OPTION, EVALUATE, [2])
+    with Fields(OPTION, path, EVALUATE):
+        number = sources.add(path, str(data.get("command") or EVALUATE))
+        cells = [(inside(path.parent, cell["folder"], f"{OPTION} {path}"), cell) for cell in data["cells"]]
+        models = [{"label": cell["model"], "group": cell["group"], "seed": cell["seed"]} for _, cell in cells]
+    for (folder, _), model in zip(cells, models, strict=True):
+        if not (folder / "results.json").is_file():
+            raise UserError(f"{OPTION} {folder}: is named by its grid.json and is not there; evaluate it again.")
+        known = _at(folder, found)
+        results = known or _load(folder, sources)
+        found.results = [each for each in found.results if each is not known]
+        found.results.append(
+            replace(results, model=results.model | model, grid=str(path), sources=(*results.sources, number))
         )
-        if (cell := found.cells.get(results.place))
-        else results
-        for results in found.results
-    ]
 
 
-def _labelled(results: list[Results], runs: list[str]) -> list[Results]:
+def _labelled(results: list[Results]) -> list[Results]:
     """Short names that tell the results of one text apart: the model's, or its folder where two are the same."""
-    names = [short(str(each.model["name"])) for each in results]
+    names = [label_of(each.model) for each in results]
     many = _twice(results, names)
-    names = [f"{runs[i]}: {name}" if name in many else name for i, name in enumerate(names)]
+    names = [f"{each.run}: {name}" if name in many else name for each, name in zip(results, names, strict=True)]
     many = _twice(results, names)
-    names = [results[i].place if name in many else name for i, name in enumerate(names)]
+    names = [each.place if name in many else name for each, name in zip(results, names, strict=True)]
     return [replace(each, label=name) for each, name in zip(results, names, strict=True)]
 
 

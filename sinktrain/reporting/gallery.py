@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 
-import numpy as np
-
-from sinktrain.reporting.compare import Panel, differences, over_seeds
+from sinktrain.reporting.compare import differences
+from sinktrain.reporting.kinds import lines
 from sinktrain.reporting.material import Material
 from sinktrain.reporting.picture import Key, Picture
 from sinktrain.reporting.pictures import caches, flat, forest, forgetting, heads, maps, speed, stream, training
 from sinktrain.reporting.pictures.common import paints
-from sinktrain.reporting.records import Results
 from sinktrain.reporting.series import curves, far_rows
 
 ANSWERS = {"recall": "Recall of a fact", "streameval": "StreamEval"}
@@ -24,18 +24,13 @@ def gallery(material: Material) -> dict[str, Picture]:
     made: dict[str, Picture] = {}
     for part in (_verdict, _tables, _streams, _heats, _training, _attention, _forgetting, _prices):
         for picture in part(material):
-            made[_free(picture.name, made)] = picture
+            name = next(name for n in count() if (name := f"{picture.name}{nth(n)}") not in made)
+            made[name] = replace(picture, name=name)
     return made
 
 
-def _free(name: str, made: dict[str, Picture]) -> str:
-    if name in made:
-        raise AssertionError(f"two pictures are named {name}")
-    return name
-
-
 def slug(text: str) -> str:
-    """A name for a file: small letters, digits and dashes."""
+    """A name for a file: small letters, digits and dashes; two texts may have the same."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "x"
 
 
@@ -60,8 +55,10 @@ def _verdict(material: Material) -> Iterator[Picture]:
         yield forest.differences(
             "verdict", f"Is {one} enough?", list(verdict.comparisons), verdict.margin, verdict.sources
         )
-    if verdict is not None and verdict.needed is not None:
-        yield forest.differences("needed", verdict.needed.question, [verdict.needed], verdict.margin, verdict.sources)
+    if verdict is not None and verdict.needs:
+        yield forest.differences(
+            "needed", verdict.needs[0].question, list(verdict.needs), verdict.margin, verdict.sources
+        )
 
 
 def _tables(material: Material) -> Iterator[Picture]:
@@ -75,28 +72,10 @@ def _tables(material: Material) -> Iterator[Picture]:
             # without any sink a model can be so much worse that nothing else could be seen on its scale
             pairs = [pair for pair in pairs if not pair.question.startswith("0+")] or pairs
             used = (*panel.columns[0].sources[1:2], *other.sources[1:2])
-            yield forest.differences(
+            picture = forest.differences(
                 f"difference{nth(index)}-{slug(other.label)}", title, pairs, None, used, f"Difference in NLL: {title}"
             )
-
-
-def lines(panel: Panel) -> list[forest.Line]:
-    """The rows of the paper's Table 3: the models that differ in their seed only are one kind."""
-    groups: dict[str, list[Results]] = {}
-    for results in panel.columns:
-        groups.setdefault(str(results.model["group"] or results.label), []).append(results)
-    return [
-        _line(name, row, models)
-        for name, models in groups.items()
-        for row in dict.fromkeys(row.name for results in models for row in results.rows)
-    ]
-
-
-def _line(group: str, row: str, models: list[Results]) -> forest.Line:
-    found = [each for results in models if (each := results.row(row)) is not None]
-    seeds = tuple(each.nll_full_cache for each in found)
-    interval = found[0].interval if len(found) == 1 else over_seeds(models, row)
-    return forest.Line(group, row, float(np.mean(seeds)), interval, seeds)
+            yield replace(picture, note=panel.text if len(material.panels) > 1 else "")
 
 
 def _streams(material: Material) -> Iterator[Picture]:
@@ -112,18 +91,23 @@ def _streams(material: Material) -> Iterator[Picture]:
 
 
 def _heats(material: Material) -> Iterator[Picture]:
-    for key, word, model in material.models:
-        picture = caches.heat(f"caches-{key}", word.capitalize(), model)
+    """Of every model with caches of several sizes, those in the middle of the page first."""
+    middle = [(key, word.capitalize(), model) for key, word, model in material.models]
+    known = [model for _, _, model in middle]
+    others = [(slug(each.label), each.label, each) for each in material.every if all(each is not m for m in known)]
+    named = {id(each): panel.text for panel in material.panels for each in panel.columns}
+    for key, title, model in [*middle, *others]:
+        picture = caches.heat(f"caches-{key}", title, model)
         if picture is not None:
-            yield picture
+            yield replace(picture, note=named.get(id(model), ""))
 
 
 def _training(material: Material) -> Iterator[Picture]:
     for index, run in enumerate(material.trainings):
-        several = f", {run.label}" if len(material.trainings) > 1 else ""
+        whose = material.whose(run)
         if run.metrics is not None:
-            yield training.loss(f"loss{nth(index)}", f"Loss{several}", run.metrics, run.sources)
-            born = training.birth(f"birth{nth(index)}", f"Birth of the sink{several}", run.metrics, run.sources)
+            yield training.loss(f"loss{nth(index)}", f"Loss{whose}", run.metrics, run.sources)
+            born = training.birth(f"birth{nth(index)}", f"Birth of the sink{whose}", run.metrics, run.sources)
             if born is not None:
                 yield born
 

@@ -57,9 +57,9 @@ def load_results(folder: Path, option: str, sources: Sources | None = None) -> R
         results = Results(
             command=str(data["command"]),
             model={key: data["model"][key] for key in ("name", "architecture", "parameters", "dtype")}
-            | {key: data["model"].get(key) for key in ("trained_length", "sink", "group", "seed")},
+            | {key: data["model"].get(key) for key in ("trained_length", "sink", "label", "group", "seed")},
             text={key: data["text"][key] for key in ("name", "tokens", "sha256")}
-            | {key: data["text"].get(key) for key in ("bytes", "documents")},
+            | {key: data["text"].get(key) for key in ("bytes", "documents", "spelling")},
             cache_size=int(data["cache_size"]),
             rule=str(data["rule"]),
             rows=rows,
@@ -88,7 +88,8 @@ def load_verdict(path: Path, option: str = "--verdict", sources: Sources | None 
         return _verdict(data, () if sources is None else (sources.add(path, command),))
 
 
-def _verdict(data: dict[str, Any], sources: tuple[int, ...]) -> Verdict:
+def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] | None = None) -> Verdict:
+    """`of` names the model of each comparison, in a verdict that is one of several."""
     if data["statement"] not in STATEMENTS:
         raise ValueError(f"the statement {data['statement']!r} is unknown")
     needed = data.get("needed")
@@ -100,11 +101,11 @@ def _verdict(data: dict[str, Any], sources: tuple[int, ...]) -> Verdict:
         model=str(data["model"]),
         text=str(data.get("text", "")),
         comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
-        needed=None if needed is None else _comparison(needed, "lower"),
+        needed=None if needed is None else _comparison(needed | (of or {}), "lower"),
         settings=dict(data["settings"]),
         method=" ".join(_texts([data.get("method"), data.get("multiplicity")])),
         sources=sources,
-        parts=tuple(_verdict(part, sources) for part in data.get("verdicts") or ()),
+        parts=tuple(_verdict(part, sources, {"model": part["model"]}) for part in data.get("verdicts") or ()),
     )
 
 

@@ -45,6 +45,10 @@ class Material:
             return list(self.compared)
         return by_hash(self.every) if len(self.every) > len(self.models) else []
 
+    def whose(self, run: Training) -> str:
+        """What follows a word about a training run, where it could be that of another model: a comma and its label."""
+        return f", {run.label}" if run.label and (len(self.trainings) > 1 or self.panels) else ""
+
     @property
     def rows(self) -> dict[str, Row]:
         """The row that stands for each name in the first column: the fine-tuned model's, or else the base's."""
@@ -59,7 +63,8 @@ class Material:
     def title(self) -> str:
         """Of the page."""
         if self.compared:
-            return " and ".join(dict.fromkeys(each.label for panel in self.compared for each in panel.columns))
+            names = list(dict.fromkeys(each.label for panel in self.compared for each in panel.columns))
+            return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         if self.results is not None:
             return self.results.label or str(self.results.model["name"])
         labels = [each.label for part in (self.answers, self.diagnoses, self.speeds) for each in part]

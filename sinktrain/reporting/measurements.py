@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sinktrain.base.errors import UserError
+from sinktrain.evaluation.contestants import short_name
 from sinktrain.reporting.reading import Fields, number, pair, read_json
 from sinktrain.reporting.records import Answer, Answers, Flat, Speed
 from sinktrain.reporting.sources import Sources
@@ -19,9 +20,9 @@ VERBS = {
 BENCH, FOUR_MILLION = "sinktrain bench stream", "scripts/stream_4m.sh"
 
 
-def short(name: str) -> str:
-    """The last part of a model's path, which tells it apart well enough."""
-    return name.removeprefix("package:").rstrip("/").rpartition("/")[2] or name
+def label_of(model: dict[str, Any]) -> str:
+    """What a model goes by: the label that it was measured under, or else the short form of its name."""
+    return str(model.get("label") or short_name(str(model["name"])))
 
 
 def load_answers(path: Path, option: str, sources: Sources) -> Answers:
@@ -41,7 +42,7 @@ def load_answers(path: Path, option: str, sources: Sources) -> Answers:
         method = method.get("accuracy") if isinstance(method, dict) else method
         return Answers(
             kind=kind,
-            label=short(str(data["model"]["name"])),
+            label=label_of(data["model"]),
             rows=rows,
             method=str(method) if isinstance(method, str) else "",
             sources=(sources.add(path, command),),
@@ -94,8 +95,8 @@ def _speed(data: dict[str, Any], source: int) -> Speed:
     machine, model = data["machine"], data["model"]
     where = machine["name"] if machine["device"] != "cpu" else f"CPU, {machine['threads']} threads"
     return Speed(
-        label=short(str(model["name"])),
-        title=f"{short(str(model['name']))}, {model['dtype']}, {where}",
+        label=label_of(model),
+        title=f"{label_of(model)}, {model['dtype']}, {where}",
         methods={name: tuple(rows) for name, rows in methods.items()},
         ratios=tuple(ratio for ratio in ratios if ratio[1] == ratio[1]),
         sources=(source,),

@@ -41,6 +41,7 @@ def render(material: Material, pictures: dict[str, Picture]) -> str:
         claim=None if verdict is None else words.claim(verdict),
         describe=words.describe,
         tables=[_table(panel) for panel in material.panels],
+        sampled=any(name.startswith("recompute") for panel in material.panels for name in panel.names),
         environment=_environment(material),
         **_middle(material),
     )

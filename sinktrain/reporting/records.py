@@ -66,8 +66,9 @@ class PositionRules:
 class Results:
     """What `sinktrain evaluate` wrote about one model. `nll[row name]` has one value a text token, NaN where none.
 
-    `label` tells it apart from the others of a page, `place` is its folder, `sources` are the numbers of its files:
-    results.json, and then nll.parquet. `nll["document"]` has the number of each token's document, if known.
+    `label` tells it apart from the others of a page, `place` is its folder, `run` the name of the RUN and `grid` the
+    grid.json that it was found by, `sources` are the numbers of its files: results.json, and then nll.parquet.
+    `nll["document"]` has the number of each token's document, if known.
     """
 
     command: str
@@ -83,6 +84,8 @@ class Results:
     sources: tuple[int, ...] = ()
     label: str = ""
     place: str = ""
+    run: str = ""
+    grid: str = ""
 
     @property
     def main_rows(self) -> tuple[Row, ...]:
@@ -156,7 +159,12 @@ class Verdict:
     @property
     def pairs(self) -> tuple[Comparison, ...]:
         """All comparisons."""
-        return (*self.comparisons, *(() if self.needed is None else (self.needed,)))
+        return (*self.comparisons, *self.needs)
+
+    @property
+    def needs(self) -> tuple[Comparison, ...]:
+        """The comparisons that say whether the sink is needed: its own, or those of its parts."""
+        return tuple(each.needed for each in (self, *self.parts) if each.needed is not None)
 
     @property
     def extra_names(self) -> list[str]:

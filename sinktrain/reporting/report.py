@@ -50,8 +50,8 @@ def report(
             `stream-questions`, `bench stream`, `scripts/stream_4m.sh` and `fit` have written. What is missing is left
             out.
         out: The HTML file to write.
-        compare: Put all evaluations in the runs side by side, with the paired differences of those on the same tokens;
-            models with different tokenizers are compared in bits per byte.
+        compare: Put all evaluations in the runs side by side, a table for each stretch of a text, with the paired
+            differences of those on the same tokens; where tokenizers cut the same bytes differently, in bits per byte.
         pictures: A folder to write every picture into as well, as SVG and PNG, light and dark, and as data.
         results: The folder that `sinktrain evaluate` wrote about the fine-tuned model, instead of runs.
         base: The same for the base model, on the same text with the same cache size; its figures stand beside.

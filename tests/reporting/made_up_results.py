@@ -45,7 +45,8 @@ def write_results(
 ) -> None:  # fmt: skip
     """A results folder; with a sink token the cache 0+256 explodes, without one it is merely worse.
 
-    `changed` are fields of the record that are to be others: `name`, `group`, `seed` of the model, `text`, `sha256`.
+    `changed` are fields of the record that are to be others: `name`, `label`, `group`, `seed` of the model, `text`,
+    `sha256`, `bytes`, `spelling`.
     """
     folder.mkdir(parents=True)
     nll = made_up_nll(tokens, sink) if nll is None else nll
@@ -59,6 +60,7 @@ def write_results(
         "--text stdlib --caches [0+256,1+255,4+252,dense,recompute]",
         "model": {
             "name": changed.get("name", "SmolLM2-135M-sink" if sink else "SmolLM2-135M-Instruct"),
+            "label": changed.get("label"),
             "group": changed.get("group"),
             "seed": changed.get("seed"),
             "architecture": "LlamaForCausalLM",
@@ -69,7 +71,7 @@ def write_results(
         },
         "text": {"name": changed.get("text", "stdlib (validation)"), "tokens": tokens,
                  "sha256": changed.get("sha256", "5f" * 32), "documents": 3,
-                 "bytes": changed.get("bytes", 3 * tokens)},
+                 "bytes": changed.get("bytes", 3 * tokens), "spelling": changed.get("spelling", "ab" * 32)},
         "cache_size": CACHE,
         "rule": "cache",
         "rows": [_row(name, values) for name, values in nll.items()],

@@ -64,7 +64,8 @@ def _differences(comparisons: list[Comparison], margin: float | None) -> Figure:
     axes.grid(False)
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
-    axes.xaxis.set_major_locator(ticks(5))
+    # none so near an end that half of its number would stand outside
+    axes.set_xticks([at for at in ticks(5).tick_values(low, high) if low - pad / 4 <= at <= high + pad / 4])
     axes.set_xlabel("difference in mean NLL (nats)")
     return figure
 
@@ -78,7 +79,7 @@ def _interval(axes: Axes, position: int, item: Comparison) -> None:
     ground = {"facecolor": paint("paper"), "edgecolor": "none", "pad": 1.5}
     where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "bbox": ground}
     words = item.words
-    axes.text(0, position - 0.36, words if len(words) < 34 else f"{words[:33]}…", weight="bold", **where)
+    axes.text(0, position - 0.36, _cut(words, 40), weight="bold", **where)
     figures = nats(item.difference) if len(words) > 20 else f"{nats(item.difference)} ({change(item.difference)})"
     axes.text(1, position - 0.36, figures, ha="right", **where)
 
