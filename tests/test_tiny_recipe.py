@@ -63,6 +63,7 @@ def test_golden_losses_of_the_recipe(folder: Path, kind: str) -> None:
         assert values == pytest.approx(golden[kind][key], abs=1e-3), key
 
 
+@pytest.mark.slow
 def test_a_second_run_is_the_same_bit_for_bit(folder: Path) -> None:
     first, second = (losses(folder, "token", f"again-{number}") for number in range(2))
     assert first == second and first["train/loss"]

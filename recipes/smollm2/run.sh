@@ -110,7 +110,7 @@ evidence() { # the page in recipes/smollm2/report
     --model.dtype bfloat16 --text data/austen.txt --caches 0+1024 1+1023 2+1022 4+1020 --tokens 65536 --recompute 256 --out $runs/grid
   sinktrain verify --results $runs/grid --cache 1+1023 --against 4+1020 || true
   timed budgets sinktrain evaluate --model.name $model --beside $runs/sink_only/checkpoints --model.dtype bfloat16 \
-    --text data/austen.txt --budget 128,256,512 --sinks 0,1,2,4 --tokens 8192 --recompute 0 --out $runs/budgets
+    --text data/austen.txt --budget 128,256,512 --sinks 0,1,2,4 --tokens 4096 --recompute 0 --out $runs/budgets
   for name in base sink_only; do
     from=$model
     [ $name = base ] || from=$runs/$name/checkpoints

@@ -69,7 +69,7 @@ def test_rounded_weights_are_near(
     assert "not compared: streams" in out
 
 
-@pytest.mark.parametrize(("kind", "count"), [("none", 0), ("token", 3)])
+@pytest.mark.parametrize(("kind", "count"), [pytest.param("none", 0, marks=pytest.mark.slow), ("token", 3)])
 def test_other_counts(
     model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: Any, count: int
 ) -> None:
@@ -165,12 +165,13 @@ def code_of_another(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "claims"),
     [
-        (second_sink, "FAILED plain text begins"), (no_sink, "FAILED plain text begins"),
+        (second_sink, "FAILED plain text begins"),
+        pytest.param(no_sink, "FAILED plain text begins", marks=pytest.mark.slow),
         (nothing_suppressed, "FAILED the generation config suppresses the sink, FAILED chat begins"),
         (record_without_sink, "FAILED the tokenizer's sinks are those of sinktrain.json, FAILED logits of"),
-        (cut_short, "FAILED loads without sinktrain"),
+        pytest.param(cut_short, "FAILED loads without sinktrain", marks=pytest.mark.slow),
         (code_of_another, "FAILED custom_generate is sinktrain's own code"),
-        (sink_is_generated, "FAILED generate gives tokens and no sink"),
+        pytest.param(sink_is_generated, "FAILED generate gives tokens and no sink", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_fails(

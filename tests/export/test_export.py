@@ -116,7 +116,7 @@ def outlet_checkpoint(tokenizer: Path, data: Path, folder: Path, sink: SinkConfi
     return checkpoint_of(module, data, folder)
 
 
-@pytest.mark.parametrize(("kind", "tied"), [("zero", True), ("logit", False)])
+@pytest.mark.parametrize(("kind", "tied"), [("zero", True), pytest.param("logit", False, marks=pytest.mark.slow)])
 def test_a_llama_with_an_outlet_is_a_stock_architecture(
     tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path, kind: Any, tied: bool
 ) -> None:

@@ -166,6 +166,7 @@ def test_the_card_is_run_from_the_hub(
     assert "<sink>Once upon a time" in out and int(out.split()[-1]) > 0
 
 
+@pytest.mark.slow
 def test_a_second_export_replaces_the_first(
     exported: tuple[Path, Path], hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_config_adds_to_other_callbacks(tmp_path: Path, capsys: pytest.Captu
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"] == found[1:]
 
 
+@pytest.mark.slow
 def test_two_ranks_log_what_one_does(tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path) -> None:
     """Two real processes (gloo) on the same global batches; one of them writes, and neither waits for ever."""
     found, runs = [], []

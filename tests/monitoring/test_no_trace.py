@@ -84,7 +84,7 @@ def test_losses_are_the_same_to_the_bit(
     assert len(found[0]) == 9 and len(set(found[0])) == 5 and found[0] == found[1]
 
 
-@pytest.mark.parametrize("kind", ["token", "kv"])
+@pytest.mark.parametrize("kind", ["token", pytest.param("kv", marks=pytest.mark.slow)])
 def test_nothing_is_compiled_again(
     tokenizer_folder: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

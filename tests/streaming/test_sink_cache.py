@@ -199,9 +199,16 @@ def test_one_liners_stand_at_the_top() -> None:
     assert sinktrain.SinkCache is SinkCache and sinktrain.stream is stream
 
 
-@pytest.mark.parametrize("rule", ["cache", "original"])
 @pytest.mark.parametrize(
-    "name", ["Llama", "Gemma 2 (sliding layers, soft cap)", "gpt-oss (sink logits, sliding layers)"]
+    ("name", "rule"),
+    [
+        ("Llama", "original"),
+        ("Gemma 2 (sliding layers, soft cap)", "cache"),
+        pytest.param("Llama", "cache", marks=pytest.mark.slow),
+        pytest.param("Gemma 2 (sliding layers, soft cap)", "original", marks=pytest.mark.slow),
+        pytest.param("gpt-oss (sink logits, sliding layers)", "cache", marks=pytest.mark.slow),
+        pytest.param("gpt-oss (sink logits, sliding layers)", "original", marks=pytest.mark.slow),
+    ],
 )
 def test_a_compiled_decoding_step_is_one_graph_and_the_same(name: str, rule: Any) -> None:
     """fullgraph: a graph break would raise; no step compiles anew, before or after the cache has filled."""

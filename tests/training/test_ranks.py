@@ -57,7 +57,12 @@ DOCUMENTS = {"packing": "document", "global_batch_tokens": 128, "num_workers": 1
 
 
 @pytest.mark.parametrize(
-    ("ranks", "batch", "accumulate", "options"), [(2, 2, 1, {}), (2, 1, 2, {}), (2, 1, 2, DOCUMENTS)]
+    ("ranks", "batch", "accumulate", "options"),
+    [
+        pytest.param(2, 2, 1, {}, marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, {}, marks=pytest.mark.slow),
+        (2, 1, 2, DOCUMENTS),
+    ],
 )
 def test_two_ranks_equal_one(
     ranks: int, batch: int, accumulate: int, options: dict[str, Any], model_folder: Path, prepared_folder: Path,

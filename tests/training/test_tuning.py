@@ -182,7 +182,7 @@ def test_sink_only_of_other_kinds_trains_their_outlets(
     assert moved and moved == {name for name in start if name.rpartition(".")[2] in ("sinks", "sink_key", "sink_value")}
 
 
-@pytest.mark.parametrize("mode", ["sink_only", "lora"])
+@pytest.mark.parametrize("mode", ["sink_only", pytest.param("lora", marks=pytest.mark.slow)])
 def test_compilation_and_recomputation_change_no_loss(
     mode: str, either: Path, prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
