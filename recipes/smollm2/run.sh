@@ -123,11 +123,11 @@ evidence() { # the page in recipes/smollm2/report
   timed questions sinktrain stream-questions --model.name $runs/sink_only/checkpoints --questions $recipe/questions.jsonl \
     --caches "0+512 1+511 dense" --out $runs/questions
   timed bench sinktrain bench stream --model.name $runs/sink_only/checkpoints --sizes "256 512 1024" --out $runs/bench
-  [ -e $runs/peers ] || scripts/bench_peers.sh --text data/austen.txt --cache 1+1023 --dtype float32 --rounds 1 --steps 1024 \
-    --tokens 1024 --contestants "attention_sinks stream_nll" --out $runs/peers # the first row of the grid, by another program
   mkdir -p $page
   sinktrain report $runs/grid $runs/budgets $runs/diagnosis-* $runs/recall-* $runs/streameval $runs/questions $runs/bench \
     $runs/sink_only --compare --out $page/index.html --overwrite
+  [ -e $runs/peers ] || scripts/bench_peers.sh --text data/austen.txt --cache 1+1023 --dtype float32 --rounds 1 --steps 1024 \
+    --tokens 1024 --contestants "attention_sinks stream_nll" --out $runs/peers # the first row of the grid, by another program
 }
 tables() {
   python $recipe/table.py --runs $runs
