@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinktrain.base.terminal import say
-from sinktrain.evaluation.bootstrap import bootstrap_mean
+from sinktrain.evaluation.statistics.mean import estimate
 from sinktrain.evaluation.subject import ModelOptions, Subject, load_subject
 from sinktrain.evaluation.texts import load_text
 from sinktrain.streaming import CacheSpec, stream_nll
@@ -38,7 +38,7 @@ def main() -> None:
     say("| C | tokens | 1+(C-1) against windows of about C | standard deviation, nats |\n|---|---|---|---|")
     for size in options.sizes:
         difference = differences(subject, text.long(), size).numpy()
-        found = bootstrap_mean(difference)
+        found = estimate(difference)
         change, low, high = (100 * expm1(value) for value in (found.mean, found.low, found.high))
         say(f"| {size} | {len(difference)} | {change:+.2f}% ({low:+.2f} to {high:+.2f}) | {difference.std():.3f} |")
 

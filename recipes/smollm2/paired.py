@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
-from sinktrain.evaluation.bootstrap import Interval, bootstrap_mean
 from sinktrain.evaluation.results import Results, read_results
+from sinktrain.evaluation.statistics.interval import Interval
+from sinktrain.evaluation.statistics.mean import estimate
 
 Mask = NDArray[np.bool_]
 
@@ -46,7 +47,7 @@ def figure(each: Row, mask: Mask) -> Interval:
     """
     if not mask.any():
         raise UserError("the results have no token in common that both predicted with a full cache; evaluate alike.")
-    return bootstrap_mean(each.nll[mask])
+    return estimate(each.nll[mask])
 
 
 def difference(a: Row, b: Row) -> Interval:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sinktrain.evaluation.bootstrap import bootstrap_mean
+from sinktrain.evaluation.statistics.mean import estimate
 
 Values = NDArray[np.float64]
 Z = 1.959964
@@ -68,7 +68,7 @@ def compare_spreads(a: Values, b: Values, *, resamples: int = 10_000, seed: int 
     x, y = a - a.mean(), b - b.mean()
     swapped = generator.random((resamples, len(a))) < 0.5
     other = _log_ratio(np.where(swapped, y, x), np.where(swapped, x, y))
-    difference = bootstrap_mean(b - a, block=1, seed=seed)  # streams do not depend on each other
+    difference = estimate(b - a, block=1, seed=seed)  # streams do not depend on each other
     return {
         "streams": len(a),
         "ratio": float(np.exp(ratio)),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.evaluation.bootstrap import bootstrap_mean
+from sinktrain.evaluation.statistics.mean import estimate
 from sinktrain.evaluation.subject import Subject
 from sinktrain.evaluation.texts import Text
 from sinktrain.streaming import CacheSpec, PositionRule, recompute_nll, stream_nll
@@ -71,7 +71,7 @@ class Row:
         """The figures of the table; `full` (T,) marks the tokens predicted with a full cache."""
         predicted = np.isfinite(self.nll)
         counted = self.nll[predicted & full]
-        interval = bootstrap_mean(counted, documents=documents[predicted & full].astype(np.int64))
+        interval = estimate(counted, documents=documents[predicted & full].astype(np.int64))
         figures = {
             "name": self.name,
             "method": self.asked.method,

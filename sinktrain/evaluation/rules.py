@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
-from sinktrain.evaluation.bootstrap import bootstrap_mean
 from sinktrain.evaluation.grid import NLL, RULES, Row, full_cache
+from sinktrain.evaluation.statistics.mean import estimate
 from sinktrain.evaluation.verdict import FEWEST_BLOCKS, FEWEST_TOKENS
 from sinktrain.streaming import CacheSpec, PositionRule
 
@@ -105,9 +105,7 @@ def _paired(
     """Both PPLs over the `counted` (T,) tokens and the mean of NLL[original] - NLL[cache] with its 95% interval."""
     if not counted.any():
         return None
-    found = bootstrap_mean(
-        original[counted] - cache[counted], documents=None if documents is None else documents[counted]
-    )
+    found = estimate(original[counted] - cache[counted], documents=None if documents is None else documents[counted])
     return {
         "tokens": found.tokens,
         "ppl_cache": float(np.exp(cache[counted].mean())),

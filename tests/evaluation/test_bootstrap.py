@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinktrain.evaluation.bootstrap import block_length, bootstrap_mean
+from sinktrain.evaluation.statistics.mean import estimate
+from sinktrain.evaluation.statistics.memory import block_length
 
 
 def ar1(n: int, phi: float, generator: np.random.Generator) -> np.ndarray:
@@ -23,7 +24,7 @@ def ar1(n: int, phi: float, generator: np.random.Generator) -> np.ndarray:
 def test_coverage(phi: float) -> None:
     """95% intervals hold the true mean, 0, in 90 to 98 of 100 series of 1,000 (160 tries: standard error 1.7%)."""
     generator = np.random.default_rng(3)
-    found = [bootstrap_mean(ar1(1000, phi, generator), resamples=600, seed=s) for s in range(160)]
+    found = [estimate(ar1(1000, phi, generator), resamples=600, seed=s) for s in range(160)]
     covered = np.mean([interval.low < 0 < interval.high for interval in found])
     assert 0.90 <= covered <= 0.98
     one_sided = np.mean([interval.upper > 0 for interval in found])
@@ -33,7 +34,7 @@ def test_coverage(phi: float) -> None:
 def test_single_tokens_would_be_too_sure() -> None:
     """Teeth: with blocks of one, the interval of dependent noise is far too narrow."""
     series = ar1(4000, 0.8, np.random.default_rng(0))
-    naive, blocks = bootstrap_mean(series, block=1), bootstrap_mean(series)
+    naive, blocks = estimate(series, block=1), estimate(series)
     assert blocks.block_length >= 10
     assert (blocks.high - blocks.low) > 2 * (naive.high - naive.low)
 
@@ -48,10 +49,10 @@ def test_block_length_grows_with_the_memory_of_the_series() -> None:
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=200), st.integers(1, 50))
 def test_mean_is_exact_and_inside(values: list[float], block: int) -> None:
     series = np.array(values)
-    found = bootstrap_mean(series, block=min(block, len(series)), resamples=200)
+    found = estimate(series, block=min(block, len(series)), resamples=200)
     assert found.mean == pytest.approx(series.mean())
     assert found.low <= found.lower <= found.upper <= found.high
-    moved = bootstrap_mean(2 * series + 3, block=min(block, len(series)), resamples=200)
+    moved = estimate(2 * series + 3, block=min(block, len(series)), resamples=200)
     for name in ("low", "lower", "upper", "high"):
         assert getattr(moved, name) == pytest.approx(2 * getattr(found, name) + 3, abs=1e-6)
 
@@ -59,4 +60,4 @@ def test_mean_is_exact_and_inside(values: list[float], block: int) -> None:
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
 def test_nothing_is_made_of_nothing(values: list[float]) -> None:
     with pytest.raises(ValueError, match="empty or not finite"):
-        bootstrap_mean(np.array(values))
+        estimate(np.array(values))
