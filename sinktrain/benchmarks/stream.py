@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sinktrain.base.errors import UserError, at_least
 from sinktrain.base.folders import new_folder
+from sinktrain.base.records import as_json
 from sinktrain.base.secrets import redact
 from sinktrain.base.terminal import say
 from sinktrain.benchmarks.decoders import METHODS
@@ -76,7 +76,7 @@ def bench_stream(
         for line in tables(record):
             say(line)
         if folder is not None:
-            (folder / "stream.json").write_text(json.dumps(record, indent=1) + "\n")
+            (folder / "stream.json").write_text(as_json(record))
             write_figure(record, folder)
     if out is not None:
         say(f"results: {out}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sinktrain.base.secrets import command_line, redact
+from sinktrain.base.records import as_json
+from sinktrain.base.secrets import command_line
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.contestants import distinct
 from sinktrain.evaluation.grid import full_cache
@@ -33,7 +33,7 @@ def write_cells(workshop: Workshop, folder: Path, second: CacheSpec | None) -> l
         )
     if several:
         record = {"schema": SCHEMA, "kind": "grid", "command": command_line(), "cells": cells}
-        (folder / GRID).write_text(json.dumps(redact(record), indent=1) + "\n")
+        (folder / GRID).write_text(as_json(record))
     return records
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sinktrain.base.errors import UserError
 from sinktrain.base.paths import inside
-from sinktrain.base.secrets import redact
+from sinktrain.base.records import as_json
 from sinktrain.evaluation.grid import NLL, Row, full_cache
 
 SCHEMA = 2
@@ -89,7 +89,7 @@ def write_results(folder: Path, record: dict[str, Any], rows: list[Row], text: d
     columns |= {row.name: pa.array(row.nll.astype(np.float32), from_pandas=True) for row in rows}
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / ARRAYS, compression="zstd")
-    (folder / FILE).write_text(json.dumps(redact(record), indent=1) + "\n")
+    (folder / FILE).write_text(as_json(record))
 
 
 def read_results(path: Path, option: str = "--results") -> Results:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.base.secrets import redact
+from sinktrain.base.records import as_json
+from sinktrain.base.secrets import command_line
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.family import judge_family, read_grid
 from sinktrain.evaluation.grid import parse_caches
@@ -56,7 +56,7 @@ def verify(
         margin=margin, resamples=resamples, seed=seed,
     )  # fmt: skip
     target = out or results / "verdict.json"
-    _write(target, record)
+    _write(target, {**record, "command": command_line()})
     for sentence in record["sentences"]:
         say(sentence)
     for line in table(record):
@@ -70,7 +70,7 @@ def _write(target: Path, record: dict[str, Any]) -> None:
     draft = target.with_name(f".{target.name}.draft")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(redact(record), indent=1, allow_nan=False) + "\n")
+        draft.write_text(as_json(record))
         os.replace(draft, target)  # noqa: PTH105
     except OSError as error:
         raise UserError(f"--out {target}: cannot be written ({error.strerror}); choose another file.") from error

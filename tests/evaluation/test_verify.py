@@ -16,6 +16,8 @@ from sinktrain.base.errors import UserError
 from sinktrain.cli import main
 from sinktrain.evaluation.results import Results
 from sinktrain.evaluation.verify import verify
+from sinktrain.reporting.load import load_verdict
+from sinktrain.reporting.sources import Sources
 
 SCHEMA = json.loads(Path(results_module.__file__).with_name("verdict.schema.json").read_text())
 Stored = dict[str, Results]
@@ -238,3 +240,14 @@ def test_the_words_of_power(grid: Any) -> None:
     seen = 100 * np.expm1(pair["smallest_difference"])
     assert f"the smallest difference that could have been seen is {seen:.2f}%" in record["sentences"][1]
     assert 0 < pair["smallest_difference"] < MARGIN and pair["tokens_wanted"] < pair["tokens"]
+
+
+def test_the_file_says_which_command_wrote_it(grid: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = grid([("m", None, named("m"))])
+    words = ["verify", "--results", str(folder), "--cache", "1+31", "--against", "4+28", "--resamples", "500"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/sinktrain", *words])
+    main(words)
+    assert json.loads((folder / "verdict.json").read_text())["command"] == " ".join(["sinktrain", *words])
+    sources = Sources()
+    load_verdict(folder / "verdict.json", sources=sources)
+    assert sources.found[0].command == " ".join(["sinktrain", *words])  # and so the page can be traced to it

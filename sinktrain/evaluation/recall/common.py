@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sinktrain.base.errors import UserError, at_least
-from sinktrain.base.secrets import command_line, redact
+from sinktrain.base.records import as_json
+from sinktrain.base.secrets import command_line
 from sinktrain.base.terminal import say
 from sinktrain.evaluation.results import environment
 from sinktrain.evaluation.subject import Subject
@@ -141,4 +141,4 @@ def record(kind: str, subject: Subject, fields: dict[str, Any]) -> dict[str, Any
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     """Writes a result into a folder in the making."""
-    (folder / name).write_text(json.dumps(redact(result), indent=1) + "\n")
+    (folder / name).write_text(as_json(result))
