@@ -109,6 +109,8 @@ evidence() { # the page in recipes/smollm2/report
   timed grid sinktrain evaluate --model.name $model --beside $runs/sink_only/checkpoints $runs/lora/checkpoints \
     --model.dtype bfloat16 --text data/austen.txt --caches 0+1024 1+1023 2+1022 4+1020 --tokens 65536 --recompute 256 --out $runs/grid
   sinktrain verify --results $runs/grid --cache 1+1023 --against 4+1020 || true
+  timed rules sinktrain evaluate --model.name $model --beside $runs/sink_only/checkpoints --model.dtype bfloat16 \
+    --text data/austen.txt --caches 1+1023 --both_rules true --tokens 32768 --recompute 0 --out $runs/rules
   timed budgets sinktrain evaluate --model.name $model --beside $runs/sink_only/checkpoints --model.dtype bfloat16 \
     --text data/austen.txt --budget 128,256,512 --sinks 0,1,2,4 --tokens 4096 --recompute 0 --out $runs/budgets
   for name in base sink_only; do
@@ -120,12 +122,16 @@ evidence() { # the page in recipes/smollm2/report
   done
   timed streameval sinktrain stream-eval --model.name $runs/sink_only/checkpoints --names words --caches "1+255 1+511 dense" \
     --line_distances "1 10 20 30" --samples 2 --out $runs/streameval
+  # called by numbers, as in the paper, and nothing evicted: what this model can do at all
+  timed streameval-numbers sinktrain stream-eval --model.name $model --caches dense --line_distances "1 20" --samples 2 \
+    --out $runs/streameval-numbers
   timed questions sinktrain stream-questions --model.name $runs/sink_only/checkpoints --questions $recipe/questions.jsonl \
     --caches "0+512 1+511 dense" --out $runs/questions
   timed bench sinktrain bench stream --model.name $runs/sink_only/checkpoints --sizes "256 512 1024" --out $runs/bench
+  [ -e runs/stream_4m ] || scripts/stream_4m.sh
   mkdir -p $page
-  sinktrain report $runs/grid $runs/budgets $runs/diagnosis-* $runs/recall-* $runs/streameval $runs/questions $runs/bench \
-    $runs/sink_only --compare --out $page/index.html --overwrite
+  sinktrain report $runs/grid $runs/rules $runs/budgets $runs/diagnosis-* $runs/recall-* $runs/streameval \
+    $runs/streameval-numbers $runs/questions $runs/bench $runs/sink_only runs/stream_4m --compare --out $page/index.html --overwrite
   [ -e $runs/peers ] || scripts/bench_peers.sh --text data/austen.txt --cache 1+1023 --dtype float32 --rounds 1 --steps 1024 \
     --tokens 1024 --contestants "attention_sinks stream_nll" --out $runs/peers # the first row of the grid, by another program
 }

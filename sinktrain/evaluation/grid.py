@@ -50,13 +50,13 @@ class Row:
 
     Attributes:
         asked: what was measured.
-        nll: (T,) by token of the text, NaN where the token was not predicted.
+        nll: (T,) float32, by token of the text, NaN where the token was not predicted.
         seconds: wall time.
         work: tokens run through the model.
     """
 
     asked: Asked
-    nll: NLL
+    nll: NDArray[np.float32]
     seconds: float
     work: int
 
@@ -70,7 +70,7 @@ class Row:
     ) -> dict[str, Any]:
         """The figures of the table; `full` (T,) marks the tokens predicted with a full cache."""
         predicted = np.isfinite(self.nll)
-        counted = self.nll[predicted & full]
+        counted = self.nll[predicted & full].astype(np.float64)
         interval = estimate(counted, documents=documents[predicted & full].astype(np.int64))
         figures = {
             "name": self.name,
@@ -78,7 +78,7 @@ class Row:
             "rule": self.asked.rule,
             "tokens": int(predicted.sum()),
             "tokens_full_cache": len(counted),
-            "ppl_all": float(np.exp(self.nll[predicted].mean())),
+            "ppl_all": float(np.exp(self.nll[predicted].mean(dtype=np.float64))),
             "ppl_full_cache": float(np.exp(counted.mean())),
             "nll_full_cache": interval.mean,
             "interval": [interval.low, interval.high],

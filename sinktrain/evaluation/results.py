@@ -86,7 +86,7 @@ def write_results(folder: Path, record: dict[str, Any], rows: list[Row], text: d
         "token": text["tokens"].astype(np.int32),
         "document": text["documents"].astype(np.int32),
     }
-    columns |= {row.name: pa.array(row.nll.astype(np.float32), from_pandas=True) for row in rows}
+    columns |= {row.name: pa.array(row.nll, from_pandas=True) for row in rows}
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / ARRAYS, compression="zstd")
     (folder / FILE).write_text(as_json(record))

@@ -53,8 +53,8 @@ def rules_record(
     """
     other = RULES[rule]
     name = f"{spec} {other}"
-    by_name = {row.name: row.nll for row in rows}
-    nll = {rule: by_name[str(spec)], other: by_name[name]}
+    names = {rule: str(spec), other: name}
+    nll = {each: next(row.nll for row in rows if row.name == names[each]).astype(np.float64) for each in names}
     return {
         "cache": str(spec),
         "array": name,

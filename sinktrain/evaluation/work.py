@@ -91,7 +91,7 @@ class Workshop:
                 nll = part if nll is None else np.where(np.isfinite(part), part, nll)
                 seconds, work = seconds + float(kept["seconds"]), work + int(kept["work"])
         assert nll is not None
-        return Row(asked, nll.astype(np.float64), seconds, work)
+        return Row(asked, nll, seconds, work)
 
     def _open(self, model: int) -> tuple[Subject, list[Text]]:
         """Loads a model and gives it the texts in its tokens; keeps what the results say of both."""
