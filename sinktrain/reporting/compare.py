@@ -14,7 +14,8 @@ from sinktrain.evaluation import comparison
 from sinktrain.evaluation.grid import full_cache
 from sinktrain.evaluation.statistics import estimate, estimate_over_seeds
 from sinktrain.reporting.numbers import exponential
-from sinktrain.reporting.records import Comparison, Results, Row
+from sinktrain.reporting.records import Results, Row
+from sinktrain.reporting.verdict import Comparison
 
 Mask = npt.NDArray[np.bool_]
 

@@ -14,11 +14,12 @@ from sinktrain.base.errors import UserError
 from sinktrain.base.paths import inside
 from sinktrain.base.secrets import redact
 from sinktrain.reporting.diagnosis import Diagnosis, load_diagnosis
-from sinktrain.reporting.load import EVALUATE, load_metrics, load_results, load_verdict
+from sinktrain.reporting.load import EVALUATE, load_metrics, load_results
 from sinktrain.reporting.measurements import label_of, load_answers, load_stream
 from sinktrain.reporting.reading import Fields, read_json, read_text
-from sinktrain.reporting.records import Answers, Flat, Results, Speed, Training, Verdict
+from sinktrain.reporting.records import Answers, Flat, Results, Speed, Training
 from sinktrain.reporting.sources import Sources
+from sinktrain.reporting.verdict import Verdict, load_verdict
 
 OPTION = "RUN"
 FILES = (

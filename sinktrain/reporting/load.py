@@ -1,4 +1,4 @@
-"""What `evaluate`, `verify` and `fit` have written, read and checked."""
+"""What `evaluate` and `fit` have written, read and checked."""
 
 from __future__ import annotations
 
@@ -10,35 +10,13 @@ from typing import Any
 import numpy as np
 
 from sinktrain.base.errors import UserError
-from sinktrain.reporting.numbers import plain
 from sinktrain.reporting.reading import Fields, number, pair, read_columns, read_json, read_text
-from sinktrain.reporting.records import (
-    METHODS,
-    STATEMENTS,
-    Comparison,
-    PositionRules,
-    Results,
-    Row,
-    RulePair,
-    Series,
-    Verdict,
-)
+from sinktrain.reporting.records import METHODS, PositionRules, Results, Row, RulePair, Series
 from sinktrain.reporting.sources import Sources
 
-EVALUATE, VERIFY = "sinktrain evaluate", "sinktrain verify"
+EVALUATE = "sinktrain evaluate"
 RESULTS_SCHEMA = 2
 SINK_COLUMNS = "sinks/"
-EXTRAS = {
-    "p_value": "p",
-    "equivalent": "equivalent",
-    "p_equivalence": "p of equivalence",
-    "smallest_difference": "smallest difference seen, nats",
-    "tokens_wanted": "tokens wanted",
-    "resampled": "resampled",
-    "documents": "documents",
-    "seeds": "seeds",
-}
-"""What a verdict of schema 2 says of a comparison beside its interval, and the heading of it."""
 
 
 def load_results(folder: Path, option: str, sources: Sources | None = None) -> Results:
@@ -72,41 +50,6 @@ def load_results(folder: Path, option: str, sources: Sources | None = None) -> R
     if sources is None:
         return results
     return replace(results, sources=tuple(sources.add(file, results.command) for file in (path, nll)))
-
-
-def load_verdict(path: Path, option: str = "--verdict", sources: Sources | None = None) -> Verdict:
-    """Reads the file that `sinktrain verify` wrote, of schema 1 or 2.
-
-    Raises:
-        UserError: the file or a field is missing or of another schema.
-    """
-    data = read_json(path, option, VERIFY, [1, 2])
-    with Fields(option, path, VERIFY):
-        settings = dict(data["settings"])
-        options = [f"--{key} '{settings[key]}'" for key in ("cache", "against") if key in settings]
-        command = str(data.get("command") or " ".join([VERIFY, *options]))
-        return _verdict(data, () if sources is None else (sources.add(path, command),))
-
-
-def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] | None = None) -> Verdict:
-    """`of` names the model of each comparison, in a verdict that is one of several."""
-    if data["statement"] not in STATEMENTS:
-        raise ValueError(f"the statement {data['statement']!r} is unknown")
-    needed = data.get("needed")
-    return Verdict(
-        statement=data["statement"],
-        sentences=tuple(str(sentence) for sentence in data["sentences"]),
-        margin=number(data["margin"]),
-        cache_size=int(data["cache_size"]),
-        model=str(data["model"]),
-        text=str(data.get("text", "")),
-        comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
-        needed=None if needed is None else _comparison(needed | (of or {}), "lower"),
-        settings=dict(data["settings"]),
-        method=" ".join(_texts([data.get("method"), data.get("multiplicity")])),
-        sources=sources,
-        parts=tuple(_verdict(part, sources, {"model": part["model"]}) for part in data.get("verdicts") or ()),
-    )
 
 
 def load_metrics(path: Path, option: str = "--metrics") -> dict[str, Series]:
@@ -195,35 +138,3 @@ def _rule_pair(item: dict[str, Any]) -> RulePair:
         interval=pair(item["interval"]),
         enough=bool(item["enough"]),
     )
-
-
-def _comparison(item: dict[str, Any], bound: str) -> Comparison:
-    return Comparison(
-        a=str(item["a"]),
-        b=str(item["b"]),
-        question=str(item["question"]),
-        tokens=int(item["tokens"]),
-        difference=number(item["difference"]),
-        interval=pair(item["interval"]),
-        bound=number(item.get(bound)),
-        block_length=item.get("block_length"),
-        enough=bool(item.get("enough", True)),
-        holds=bool(item["holds"]),
-        title=f"{item['model']}: {item['a']} minus {item['b']}" if "model" in item else "",
-        more=tuple((EXTRAS[name], _said(item[name])) for name in EXTRAS if item.get(name) is not None),
-    )
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else plain(float(value))
-
-
-def _texts(tree: Any) -> list[str]:
-    """Every sentence in a record, in order."""
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        return [text for part in tree for text in _texts(part)]
-    return [tree] if isinstance(tree, str) else []

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from sinktrain.reporting.compare import Panel, by_hash
 from sinktrain.reporting.diagnosis import Diagnosis
 from sinktrain.reporting.found import Found
-from sinktrain.reporting.records import Answers, Flat, Results, Row, Speed, Training, Verdict
+from sinktrain.reporting.records import Answers, Flat, Results, Row, Speed, Training
 from sinktrain.reporting.sources import Sources
+from sinktrain.reporting.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 METHODS = ("window", "streaming", "dense", "recompute")
-STATEMENTS = ("proven", "not proven", "could not be judged")
 
 Floats = npt.NDArray[np.float32]
 
@@ -110,66 +109,6 @@ class Results:
     def share(self) -> Floats | None:
         """Mean attention probability on position 0, shape (layers, heads)."""
         return None if self.attention is None else np.asarray(self.attention["share"], dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Paired mean of NLL(a) - NLL(b) in nats, its 95% interval, and the one-sided 95% bound that decides.
-
-    `bound` is the upper one where `a` should be no worse than `b`, and the lower one where it should be worse. `more`
-    is what schema 2 says beside it, in words: its name and value.
-    """
-
-    a: str
-    b: str
-    question: str
-    tokens: int
-    difference: float
-    interval: tuple[float, float]
-    bound: float
-    block_length: int | None
-    enough: bool
-    holds: bool
-    title: str = ""
-    more: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def words(self) -> str:
-        """What is subtracted from what."""
-        return self.title or f"{self.a} minus {self.b}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What `sinktrain verify` wrote; `parts` are the verdicts on single models and texts, where it is one over many."""
-
-    statement: str
-    sentences: tuple[str, ...]
-    margin: float
-    cache_size: int
-    model: str
-    comparisons: tuple[Comparison, ...]
-    needed: Comparison | None
-    settings: dict[str, Any]
-    text: str = ""
-    method: str = ""
-    sources: tuple[int, ...] = ()
-    parts: tuple[Verdict, ...] = ()
-
-    @property
-    def pairs(self) -> tuple[Comparison, ...]:
-        """All comparisons."""
-        return (*self.comparisons, *self.needs)
-
-    @property
-    def needs(self) -> tuple[Comparison, ...]:
-        """The comparisons that say whether the sink is needed: its own, or those of its parts."""
-        return tuple(each.needed for each in (self, *self.parts) if each.needed is not None)
-
-    @property
-    def extra_names(self) -> list[str]:
-        """The names of what is known beside the intervals, of any comparison."""
-        return list(dict.fromkeys(name for pair in self.pairs for name, _ in pair.more))
 
 
 @dataclass(frozen=True)

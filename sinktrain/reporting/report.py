@@ -14,13 +14,14 @@ from sinktrain.base.terminal import say
 from sinktrain.reporting.compare import by_name
 from sinktrain.reporting.found import Found, find, fit_command
 from sinktrain.reporting.gallery import gallery
-from sinktrain.reporting.load import load_metrics, load_results, load_verdict
+from sinktrain.reporting.load import load_metrics, load_results
 from sinktrain.reporting.material import Material, made_of
 from sinktrain.reporting.page import render
 from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.reading import read_text
 from sinktrain.reporting.records import Results, Training
 from sinktrain.reporting.sources import Sources
+from sinktrain.reporting.verdict import load_verdict
 from sinktrain.reporting.wandb_log import WandbOptions, log
 
 NO_WANDB = WandbOptions()

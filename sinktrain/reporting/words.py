@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from sinktrain.reporting.numbers import change, count, nats, plain, ppl
-from sinktrain.reporting.records import PositionRules, Results, Row, RulePair, Verdict
+from sinktrain.reporting.records import PositionRules, Results, Row, RulePair
+from sinktrain.reporting.verdict import Verdict
 
 DEFAULT_MARGIN = math.log(1.01)
 

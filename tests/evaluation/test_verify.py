@@ -16,8 +16,8 @@ from sinktrain.base.errors import UserError
 from sinktrain.cli import main
 from sinktrain.evaluation.results import Results
 from sinktrain.evaluation.verify import verify
-from sinktrain.reporting.load import load_verdict
 from sinktrain.reporting.sources import Sources
+from sinktrain.reporting.verdict import load_verdict
 
 SCHEMA = json.loads(Path(results_module.__file__).with_name("verdict.schema.json").read_text())
 Stored = dict[str, Results]

@@ -26,10 +26,10 @@ from sinktrain.reporting.kinds import lines
 from sinktrain.reporting.material import Material, made_of
 from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.pictures import forest
-from sinktrain.reporting.records import Comparison
 from sinktrain.reporting.report import report
 from sinktrain.reporting.sources import Sources
 from sinktrain.reporting.svg import style
+from sinktrain.reporting.verdict import Comparison
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sinktrain.reporting.numbers import change, exponential, nats, ppl
 from sinktrain.reporting.picture import Picture
 from sinktrain.reporting.pictures.common import ticks
-from sinktrain.reporting.records import Comparison
 from sinktrain.reporting.svg import new_figure, paint
+from sinktrain.reporting.verdict import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
