@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 
-from sinktrain.base.records import as_json  # noqa: E402
 from sinktrain.base.secrets import command_line  # noqa: E402
 from sinktrain.data.sources import documents  # noqa: E402
 from sinktrain.evaluation.results import environment  # noqa: E402
@@ -149,7 +149,7 @@ def main() -> int:
         "drift": [drift(model, text, nll, cache, place) for place in places],
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "stream.json").write_text(as_json(record))
+    (options.out / "stream.json").write_text(json.dumps(record, indent=1) + "\n")
     draw(record, options.out)
     print(f"{options.tokens:,} tokens in {seconds:.0f} s ({record['tokens_per_second']:,} a second)")
     print(f"memory from 1% of the stream, where the cache is long full, to its end: {record['memory_growth']:+.1%}")
