@@ -91,7 +91,7 @@ def drift(model: PreTrainedModel, text: Tensor, nll: Tensor, cache: CacheSpec, e
     are the same, but for rounding, once layers x C tokens have passed.
     """
     size = cache.size or 0
-    begin, settled = end - 20_000, LAYERS * size
+    begin, settled = max(0, end - 20_000), LAYERS * size
     fresh = stream_nll(model, torch.cat((torch.tensor([SINK]), text[begin:end])), cache)[settled:]
     long = nll[begin + settled : end]
     return {
