@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ _LOCK = "lock"
 
 
 @contextmanager
-def new_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path, option: str, *, overwrite: bool = False, reads: Iterable[str | Path | None] = ()
+) -> Iterator[Path]:
     """Gives a temporary sibling of `path` to write into, and renames it to `path` when the block ends well.
 
     When the block raises, the sibling is removed and `path` is what it was before.
@@ -27,12 +29,13 @@ def new_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator[
         path: the folder to make; its parents are made too.
         option: the command-line option that named `path`, for the error message.
         overwrite: replace an existing folder, which is removed only once the new one is complete.
+        reads: what the new folder is made from; none of it may lie in the one that is replaced.
 
     Raises:
-        UserError: `path` exists and holds something, and `overwrite` is false, or it cannot be written.
+        UserError: `path` exists and holds something, and `overwrite` is false, or it holds one of `reads`, or it cannot
+            be written.
     """
-    path = Path(path)
-    _check_free(path, option, overwrite)
+    path = _free(path, option, overwrite, reads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -70,7 +73,9 @@ class Draft:
 
 
 @contextmanager
-def kept_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator[Draft]:
+def kept_folder(
+    path: Path, option: str, *, overwrite: bool = False, reads: Iterable[str | Path | None] = ()
+) -> Iterator[Draft]:
     """Like `new_folder`, but what was written outlives a kill: the next block for `path` gets it again.
 
     It lies beside `path`, as `.NAME.draft`, and is locked, so that two processes never write into it.
@@ -79,13 +84,13 @@ def kept_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator
         path: the folder to make; its parents are made too.
         option: the command-line option that named `path`, for the error message.
         overwrite: replace an existing folder, which is removed only once the new one is complete.
+        reads: what the new folder is made from; none of it may lie in the one that is replaced.
 
     Raises:
         UserError: as `new_folder`, or another process is making `path`.
     """
-    path = Path(path)
-    _check_free(path, option, overwrite)
-    place = path.with_name(f".{path.name}.draft")
+    path = _free(path, option, overwrite, reads)
+    place = draft_of(path)
     draft = Draft(place / "result", place / "notes")
     try:
         for folder in (draft.result, draft.notes):
@@ -99,7 +104,7 @@ def kept_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator
     except OSError as error:
         raise _unwritable(path, option, error) from error
     try:
-        _check_free(path, option, overwrite)  # the other process may have made it just before the lock was ours
+        _free(path, option, overwrite, reads)  # the other process may have made it just before the lock was ours
         yield draft
         _put(draft.result, path)
         draft.keep = False
@@ -109,11 +114,24 @@ def kept_folder(path: Path, option: str, *, overwrite: bool = False) -> Iterator
         lock.release()
 
 
-def _check_free(path: Path, option: str, overwrite: bool) -> None:
+def draft_of(path: Path) -> Path:
+    """Where `kept_folder` makes `path`; its notes are in `notes`."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100  # `.` has no name; a link is kept as it is
+    return path.with_name(f".{path.name}.draft")
+
+
+def _free(path: Path, option: str, overwrite: bool, reads: Iterable[str | Path | None]) -> Path:
+    """The folder, as an absolute path, if it may be made."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {path}: is a file; name a folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError(f"{option} {path}: exists already; choose another folder, or pass --overwrite true.")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(f"{option} {path}: is the folder that you are in, or holds it; name another one.")
+    for each in reads:
+        if each is not None and Path(each).exists() and Path(each).resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{option} {path}: {each} lies there and would be lost; choose another folder.")
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _unwritable(path: Path, option: str, error: OSError) -> UserError:

@@ -66,7 +66,7 @@ def bench_stream(
     for option, value, least in (("--chunk", chunk, 2), ("--seed", seed, 0)):
         at_least(option, value, least)
     settings = Settings(names, seconds, rounds, tokens, chunk, compile, seed)
-    with nullcontext() if out is None else new_folder(out, "--out", overwrite=overwrite) as folder:
+    with nullcontext() if out is None else new_folder(out, "--out", overwrite=overwrite, reads=[model.name]) as folder:
         subject = load_subject(model)
         _warn(subject, specs[-1])
         with warnings.catch_warnings():

@@ -105,7 +105,7 @@ def prepare(
         jumps=is_on_hub(source),
         chat=chat,
     )
-    with kept_folder(out, "--out", overwrite=overwrite) as draft:
+    with kept_folder(out, "--out", overwrite=overwrite, reads=[source]) as draft:
         work = Work(draft, out, redact(_decisive(settings, tokenizer, train_tokenizer, template)), template)
         made = work.take_up(lambda: _tokenizer(texts, tokenizer, train_tokenizer, template), overwrite)
         work.tokenize(texts, made, validation_fraction, seed, max_documents)

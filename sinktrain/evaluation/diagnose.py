@@ -105,25 +105,26 @@ def diagnose(
     needed = max(sequences * length, map_sequences * map_length, long)
     if tokens < needed:
         raise UserError(f"--tokens {tokens}: are too few for what is asked for; give {needed} or more.")
-    if out.exists() and not overwrite:
-        raise UserError(f"--out {out}: exists already; choose another folder, or pass --overwrite true.")
     spec = None if cache is None else CacheSpec.parse(cache, "--cache")
     if spec is not None and spec.recent is None:
         raise UserError("--cache dense: evicts nothing; write x+y, such as 1+255.")
-    subject = load_subject(model)
-    long, notes = _fitting(subject, length, map_length, long, spec)
-    material = load_text(text, subject.tokenizer, tokens, skip)
-    record: dict[str, Any] = {"schema": SCHEMA, "kind": "diagnosis", "command": command_line()}
-    record |= {"model": subject.description, "text": material.description, "notes": notes}
-    with progress("diagnose", 4) as advance:
+    with (
+        new_folder(out, "--out", overwrite=overwrite, reads=[model.name, text]) as folder,
+        progress("diagnose", 4) as advance,
+    ):
+        subject = load_subject(model)
+        long, notes = _fitting(subject, length, map_length, long, spec)
+        material = load_text(text, subject.tokenizer, tokens, skip)
+        record: dict[str, Any] = {"schema": SCHEMA, "kind": "diagnosis", "command": command_line()}
+        record |= {"model": subject.description, "text": material.description, "notes": notes}
         found, arrays = short_texts(subject, cut(subject, material, len(subject.sink_ids) + length, sequences))
         advance(1)
         record |= found | {"maps": {"sequences": map_sequences, "length": map_length}}
         arrays |= short_map(subject, cut(subject, material, map_length, map_sequences))
         advance(1)
         record["long"], more = _long(subject, cut(subject, material, long, 1), bins, spec, notes, advance)
-    record["environment"] = environment()
-    _write(out, _short(record), arrays | more, overwrite=overwrite)
+        record = _short(record | {"environment": environment()})
+        _write(folder, record, arrays | more)
     for line in [*table(record), *(f"note: {note}" for note in notes), f"diagnosis: {out}"]:
         say(line)
     return out
@@ -178,9 +179,8 @@ def _short(tree: Any) -> Any:
     return tree
 
 
-def _write(out: Path, record: dict[str, Any], arrays: Arrays, *, overwrite: bool) -> None:
-    """Writes the folder, whole or not at all; a line of JSON for each part of the record."""
+def _write(folder: Path, record: dict[str, Any], arrays: Arrays) -> None:
+    """A line of JSON for each part of the record, and the arrays."""
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in redact(record).items()]
-    with new_folder(out, "--out", overwrite=overwrite) as folder:
-        np.savez_compressed(folder / "maps.npz", **arrays)  # type: ignore[arg-type]
-        (folder / "diagnosis.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    np.savez_compressed(folder / "maps.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "diagnosis.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -53,7 +53,7 @@ def evaluate_tasks(
             raise UserError(
                 f"--tasks {name}: is no task of the harness; `lm-eval ls tasks` shows them, --task_folder adds."
             )
-    with new_folder(out, "--out", overwrite=overwrite) as draft:
+    with new_folder(out, "--out", overwrite=overwrite, reads=[model.name, folder]) as draft:
         subject = load_subject(model)
         try:
             found = lm_eval.simple_evaluate(

@@ -62,12 +62,11 @@ def export(
     """
     import torch
 
-    _check_place(out, checkpoint, verdict)
-    judged, results = (None, None) if verdict is None else _read_verdict(verdict)
     merge = adapters == "merge"
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    with _written(), new_folder(out, "--out", overwrite=overwrite) as folder:
+    with _written(), new_folder(out, "--out", overwrite=overwrite, reads=[checkpoint, verdict]) as folder:
+        judged, results = (None, None) if verdict is None else _read_verdict(verdict)
         trained, weights = open_checkpoint(checkpoint, getattr(torch, dtype), "--checkpoint", merge)
         if not merge:
             _keep_adapters(trained, weights, folder / "adapter", out.name)
@@ -101,13 +100,6 @@ def _keep_adapters(trained: Trained, weights: Weights, folder: Path, base: str) 
             f"--adapters keep: the checkpoint was tuned in mode {trained.tuning.mode}, without adapters; leave it out."
         )
     save_adapters(weights.adapters(), trained.tuning.to_dict(), folder, base)
-
-
-def _check_place(out: Path, checkpoint: Path, verdict: Path | None) -> None:
-    """Refuses to write over what is read."""
-    for option, path in (("checkpoint", checkpoint), ("verdict", verdict)):
-        if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"--out {out}: the {option} {path} lies there and would be lost; choose another folder.")
 
 
 @contextmanager

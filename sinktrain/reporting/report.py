@@ -89,7 +89,8 @@ def report(
     gallery_of = gallery(material)
     page = render(material, gallery_of)
     if pictures is not None:
-        _write_pictures(pictures, gallery_of, overwrite)
+        read = [Path(source.path) for source in sources.found]
+        _write_pictures(pictures, gallery_of, overwrite, read)
     _write(out, page)
     say(f"page: {out.resolve()}")
     if wandb.project is not None:
@@ -144,8 +145,8 @@ def _check_same(results: Results, base: Results, name: str) -> None:
             )
 
 
-def _write_pictures(folder: Path, pictures: dict[str, Picture], overwrite: bool) -> None:
-    with new_folder(folder, "--pictures", overwrite=overwrite) as draft:
+def _write_pictures(folder: Path, pictures: dict[str, Picture], overwrite: bool, read: list[Path]) -> None:
+    with new_folder(folder, "--pictures", overwrite=overwrite, reads=read) as draft:
         for picture in pictures.values():
             picture.write(draft)
     say(f"pictures: {folder}")

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sinktrain.base.errors import UserError
-from sinktrain.base.folders import new_folder
+from sinktrain.base.folders import kept_folder, new_folder
 
 WRITE_FOREVER = """
 import sys, time
 from pathlib import Path
-from sinktrain.base.folders import new_folder
+from typing import Any
+from sinktrain.base.folders import kept_folder, new_folder
 
 with new_folder(Path(sys.argv[1]), "--out", overwrite=True) as draft:
     (draft / "half").write_text("new")
@@ -117,3 +119,22 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match=sentence), new_folder(tmp_path / path, "--out", overwrite=True):
         pytest.fail("the block must not run")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("make", [new_folder, kept_folder])
+@pytest.mark.parametrize("place", ["model", "model/..", ".", ".."])
+def test_what_is_read_is_not_replaced(make: Any, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the folder that one is in, asked or not."""
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    (tmp_path / "here" / "model" / "weights").write_text("weeks of work")
+    monkeypatch.chdir(tmp_path / "here")
+    reads = [None, "package:other", "model"]
+    with (
+        pytest.raises(UserError, match=r"^--out \S+: (model lies there|is the folder that you are in)"),
+        make(Path(place), "--out", overwrite=True, reads=reads),
+    ):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "here" / "model" / "weights").read_text() == "weeks of work"
+    with make(Path("model/eval"), "--out", overwrite=True, reads=reads):
+        pass
+    assert sorted(names(tmp_path / "here" / "model")) == ["eval", "weights"]

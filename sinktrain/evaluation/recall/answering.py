@@ -63,7 +63,7 @@ def stream_questions(
     at_least("--max_tokens", max_tokens, 1)
     at_least("--chunk", chunk, 1)
     asked = read_questions(questions)
-    with new_folder(out, "--out", overwrite=overwrite) as draft:
+    with new_folder(out, "--out", overwrite=overwrite, reads=[model.name, questions]) as draft:
         subject = load_subject(model)
         dialogue = make_dialogue(subject, asked, system, instruction, letter_instruction)
         specs = choose_caches(subject, caches, SIZES, window=SIZES[0])

@@ -67,7 +67,7 @@ def recall(
         at_least(f"--{option}", value, least)
     at_least("--seed", seed, 0)
     chosen = None if distances is None else numbers(distances, "--distances", 1)
-    with new_folder(out, "--out", overwrite=overwrite) as draft:
+    with new_folder(out, "--out", overwrite=overwrite, reads=[model.name, text]) as draft:
         subject = load_subject(model)
         specs = choose_caches(subject, caches, SIZES)
         made = make_facts(subject, facts, seed)

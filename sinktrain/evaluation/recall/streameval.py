@@ -68,7 +68,7 @@ def stream_eval(
                           ("batch", batch)):  # fmt: skip
         at_least(f"--{option}", value, 1)
     at_least("--seed", seed, 0)
-    with new_folder(out, "--out", overwrite=overwrite) as draft:
+    with new_folder(out, "--out", overwrite=overwrite, reads=[model.name]) as draft:
         subject = load_subject(model)
         specs = choose_caches(subject, caches, SIZES)
         streams = {
