@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +12,14 @@ from sinktrain.base.secrets import redact
 
 
 def say(text: str) -> None:
-    """Prints one line of what was done, without markup, wrapping and secrets, so that a script can read it."""
-    print(redact(text), flush=True)
+    """Prints one line of what was done, without markup, wrapping and secrets, so that a script can read it.
+
+    Where nobody reads any more, as behind `| head`, the work goes on in silence.
+    """
+    try:
+        print(redact(text), flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 @contextmanager
@@ -37,20 +45,21 @@ class Clock:
 
     Args:
         total: what there is to do, in any unit.
-        every: seconds between two lines, at least.
+        every: seconds between two lines, at least; and a twentieth of the time so far, so that a log stays short.
     """
 
     def __init__(self, total: float, every: float = 10.0) -> None:
         self.total, self.every, self._done = total, every, 0.0
         self._began = self._said = time.monotonic()
 
-    def say(self, amount: float, title: str, *, is_last: bool = False) -> None:
+    def say(self, amount: float, title: str) -> None:
         """Counts `amount` as done; a line, unless the last one was a moment ago or nothing is left."""
         self._done += amount
         now = time.monotonic()
-        if is_last or now - self._said < self.every:
+        spent = now - self._began
+        if self._done >= self.total or now - self._said < max(self.every, spent / 20):
             return
-        self._said, spent = now, now - self._began
+        self._said = now
         left = spent / self._done * (self.total - self._done)
         say(f"{title}: {self._done / self.total:.0%} in {duration(spent)}, about {duration(left)} left")
 

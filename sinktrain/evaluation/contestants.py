@@ -44,16 +44,29 @@ def contestants(first: ModelOptions, beside: list[str]) -> list[Contestant]:
         UserError: one of them is named twice.
     """
     names = [name for each in (first.name, *beside) for name in _opened(each)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"--beside {twice}: is named twice; name each model once.")
-    labels = _labels(names)
+    once("--beside", names, "model")
+    called = _told_apart(names)
     found = []
-    for name, label in zip(names, labels, strict=True):
+    for name, own, label in zip(names, called, distinct(called), strict=True):
         seed = _seed(name)
-        group = label if seed is None else re.sub(rf"[-_.](seed)?[-_]?{seed}$", "", label)
+        # A number that was only added to tell two models apart is no seed.
+        group = label
+        if seed is not None and label == own:
+            group = re.sub(rf"(^|[-_.])(seed)?[-_]?{seed}(?=$|-)", "", label).strip("-_.") or label
         found.append(Contestant(replace(first, name=name), label, group, seed))
     return found
+
+
+def once(option: str, names: list[str], what: str) -> None:
+    """Refuses what is named twice, though it may be by another path.
+
+    Raises:
+        UserError: one of them is.
+    """
+    places = [Path(name).resolve() if Path(name).exists() else name for name in names]
+    twice = next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise UserError(f"{option} {twice}: is named twice; name each {what} once.")
 
 
 def files_of(name: str) -> list[list[Any]]:
@@ -77,24 +90,38 @@ def _opened(name: str) -> list[str]:
     inside = [each for each in sorted(path.iterdir()) if each.is_dir() and not each.name.startswith(".")]
     models = [each for each in inside if (each / "config.json").is_file() or is_checkpoint(str(each))]
     models += [each / "checkpoints" for each in inside if each not in models and is_checkpoint(f"{each}/checkpoints")]
+    if not models and not (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.name {name}: holds no model; name an export, a run's checkpoints, or a folder of these."
+        )
     return [str(each) for each in sorted(models)] or [name]
 
 
-def _labels(names: list[str]) -> list[str]:
-    """A short name for each, no two alike."""
-    return distinct([short_name(name) for name in names])
+def _told_apart(names: list[str]) -> list[str]:
+    """A short name for each, with the folders above it where two are alike: `a-export` and `b-export`."""
+    found = [short_name(name) for name in names]
+    for parts in range(2, 5):
+        alike = [found.count(each) > 1 for each in found]
+        found = [
+            short_name(name, parts) if twin else each for name, each, twin in zip(names, found, alike, strict=True)
+        ]
+    return [_clean(each) for each in found]
 
 
-def short_name(name: str) -> str:
+def short_name(name: str, parts: int = 1) -> str:
     """The last part of a model's name or path that tells it apart: `sink_only` of `runs/sink_only/checkpoints`."""
-    parts = [part for part in re.split(r"[/:]", name) if part not in ("", ".", "..", "checkpoints")]
-    return parts[-1] if parts else "model"
+    found = [part for part in re.split(r"[/:]", name) if part not in ("", ".", "..", "checkpoints")]
+    return "-".join(found[-parts:]) or "model"
 
 
 def distinct(labels: list[str]) -> list[str]:
     """The same names, fit for folders, a number behind those that come again."""
-    clean = [re.sub(r"[^\w.+-]+", "-", label).strip(".-") or "text" for label in labels]
+    clean = [_clean(label) for label in labels]
     return [each if clean.count(each) == 1 else f"{each}-{clean[:n].count(each) + 1}" for n, each in enumerate(clean)]
+
+
+def _clean(label: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", label).strip(".-") or "text"
 
 
 def _seed(name: str) -> int | None:

@@ -72,14 +72,16 @@ class Row:
         predicted = np.isfinite(self.nll)
         counted = self.nll[predicted & full].astype(np.float64)
         interval = estimate(counted, documents=documents[predicted & full].astype(np.int64))
+        with np.errstate(over="ignore"):  # a model that is that bad has a PPL of inf
+            ppl_all, ppl = np.exp(self.nll[predicted].mean(dtype=np.float64)), np.exp(counted.mean())
         figures = {
             "name": self.name,
             "method": self.asked.method,
             "rule": self.asked.rule,
             "tokens": int(predicted.sum()),
             "tokens_full_cache": len(counted),
-            "ppl_all": float(np.exp(self.nll[predicted].mean(dtype=np.float64))),
-            "ppl_full_cache": float(np.exp(counted.mean())),
+            "ppl_all": float(ppl_all),
+            "ppl_full_cache": float(ppl),
             "nll_full_cache": interval.mean,
             "interval": [interval.low, interval.high],
             "bits_per_byte": interval.mean / np.log(2) / bytes_per_token if bytes_per_token else None,

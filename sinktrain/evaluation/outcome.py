@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,13 @@ def show(records: list[dict[str, Any]]) -> None:
     for text in dict.fromkeys(record["text"]["name"] for record in records):
         shown = [record for record in records if record["text"]["name"] == text]
         if len(records) > 1:
-            say(f"{text}: PPL of tokens with a full cache, and its 95% interval")
+            bits = len({record["text"]["sha256"] for record in shown}) > 1
+            unit = "bits per byte (its tokens differ)" if bits else "PPL"
+            say(f"{text}: {unit} of tokens with a full cache, and its 95% interval")
             say(f"{'cache':>16} " + " ".join(f"{record['model']['label']:>26}" for record in shown))
             for rows in zip(*(record["rows"] for record in shown), strict=True):
-                say(f"{rows[0]['name']:>16} " + " ".join(f"{_ppl(row):>26}" for row in rows))
+                cells = [_bits(row) if bits else f"{row['ppl_full_cache']:.3f} ({_interval(row)})" for row in rows]
+                say(f"{rows[0]['name']:>16} " + " ".join(f"{cell:>26}" for cell in cells))
             continue
         say(f"{'cache':>16} {'tokens':>8} {'PPL all':>10} {'PPL full cache':>15}   95% interval")
         for row in shown[0]["rows"]:
@@ -85,10 +87,14 @@ def show(records: list[dict[str, Any]]) -> None:
             say(in_words(record["position_rules"]))
 
 
-def _ppl(row: dict[str, Any]) -> str:
-    return f"{row['ppl_full_cache']:.3f} ({_interval(row)})"
-
-
 def _interval(row: dict[str, Any]) -> str:
-    low, high = (exp(value) for value in row["interval"])
+    with np.errstate(over="ignore"):  # a model that is that bad has a PPL of inf
+        low, high = np.exp(row["interval"])
     return f"{low:.3f} to {high:.3f}"
+
+
+def _bits(row: dict[str, Any]) -> str:
+    """Bits per byte, which those models have in common that cut a text into other tokens."""
+    scale = row["bits_per_byte"] / row["nll_full_cache"]
+    low, high = (scale * value for value in row["interval"])
+    return f"{row['bits_per_byte']:.4f} ({low:.4f} to {high:.4f})"

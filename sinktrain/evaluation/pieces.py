@@ -65,7 +65,7 @@ class Settings:
             "models": [each.identity for each in self.models],
             "texts": [[name, files_of(name)] for name in self.texts],
             "rows": [[row.name, row.rule] for row in self.rows],
-            "by": [SCHEMA, *(versions.get(name) for name in ("sinktrain", "torch", "transformers"))],
+            "versions": [SCHEMA, *(versions.get(name) for name in ("sinktrain", "torch", "transformers"))],
             **{
                 name: getattr(self, name)
                 for name in ("tokens", "skip", "recompute", "chunk", "batch", "attention", "seed")

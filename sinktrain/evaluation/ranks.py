@@ -46,14 +46,23 @@ class Ranks:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """This process's place among those that a launcher started (`WORLD_SIZE`); without one it is alone."""
+    """This process's place among those that a launcher started (`WORLD_SIZE`); without one it is alone.
+
+    Raises:
+        UserError: the launcher did not say all that it must.
+    """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         yield Ranks()
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=_LONGEST)
+    try:
+        dist.init_process_group("gloo", timeout=_LONGEST)
+    except ValueError as error:  # a variable is missing
+        raise UserError(
+            f"WORLD_SIZE: is {count}, and there is no such group ({error}); start with torchrun, or unset it."
+        ) from error
     try:
         yield Ranks(dist.get_rank(), count)
     finally:

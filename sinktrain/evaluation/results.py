@@ -1,8 +1,9 @@
 """A result folder: `results.json` with the figures, `nll.parquet` with the NLL of every token.
 
-nll.parquet has a row a token of the text: `position` (int32, from 0), `token` (int32), `document` (int32, from 0), and
-one float32 column for each row of the table, by its name (`1+255`, `1+255 original`, `recompute`), null where the token
-was not predicted. An evaluation of several models or texts has a result folder for each, and `grid.json` says where.
+nll.parquet has a row a token of the text: `position` (int32, from 0), `token` (int32), `document` (int32, its number in
+the source or prepared folder, from 0), and one float32 column for each row of the table, by its name (`1+255`, `1+255
+original`, `recompute`), null where the token was not predicted. An evaluation of several models or texts has a result
+folder for each, and `grid.json` says where.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def read_results(path: Path, option: str = "--results") -> Results:
     try:
         record = json.loads((path / FILE).read_text())
         if record.get("schema") == SCHEMA:
+            record["model"]["sink"], record["text"]["tokens"], record["cache_size"], record["rows"]
             table = pq.read_table(path / ARRAYS)
             arrays = {name: table[name].to_numpy() for name in table.column_names}
             documents = arrays["document"].astype(np.int64)

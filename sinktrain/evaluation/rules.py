@@ -19,16 +19,17 @@ from sinktrain.evaluation.verdict import FEWEST_BLOCKS, FEWEST_TOKENS
 from sinktrain.streaming import CacheSpec, PositionRule
 
 
-def first_with_sinks(specs: list[CacheSpec], caches: str) -> CacheSpec:
+def first_with_sinks(specs: list[CacheSpec]) -> CacheSpec:
     """The first cache that keeps sinks: the rules differ in nothing but the distance to them.
 
     Raises:
-        UserError: there is none; `caches` is what --caches said.
+        UserError: there is none.
     """
     for spec in specs:
         if spec.method == "streaming":
             return spec
-    raise UserError(f"--caches {caches!r}: holds no cache with sinks for --both_rules; add one such as 1+255.")
+    names = " ".join(map(str, specs))
+    raise UserError(f"--caches '{names}': holds no cache with sinks for --both_rules; add one such as 1+255.")
 
 
 def rules_record(

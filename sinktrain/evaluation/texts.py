@@ -28,12 +28,14 @@ class Text:
         tokens: (T,).
         documents: (T,) int32, the number of each token's document; None for a single one.
         spelled: its documents as strings, UTF-8; empty where nobody needs their bytes.
+        whole: whether the last of them is there to its end, and an end-of-text token says so.
     """
 
     name: str
     tokens: Tensor
     documents: Tensor | None = None
     spelled: tuple[str, ...] = ()
+    whole: bool = True
 
     @property
     def document_of(self) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -76,13 +78,15 @@ def load_text(name: str, tokenizer: PreTrainedTokenizerBase, tokens: int, skip: 
         found, documents = (part[skip:] for part in _source_tokens(name, tokenizer, skip + tokens))
     if len(found) < tokens:
         raise UserError(f"text {name}: has {len(found)} tokens after skip {skip}; ask for at most that with --tokens.")
-    return Text(name, found, documents, _spell(found, documents, tokenizer))
+    return Text(name, found, documents, _spell(found, documents, tokenizer), int(found[-1]) == tokenizer.eos_token_id)
 
 
 def respell(text: Text, tokenizer: PreTrainedTokenizerBase) -> Text:
     """The same text, byte for byte, in the tokens of another tokenizer."""
     ids, documents = _encode(text.spelled, tokenizer, None)
-    return Text(text.name, ids, documents, text.spelled)
+    if not text.whole and int(ids[-1]) == tokenizer.eos_token_id:  # nobody could foresee the end of a text that was cut
+        ids, documents = ids[:-1], documents[:-1]
+    return Text(text.name, ids, documents, text.spelled, text.whole)
 
 
 def _prepared_tokens(name: str, tokenizer: PreTrainedTokenizerBase, tokens: int, skip: int) -> tuple[Tensor, Tensor]:

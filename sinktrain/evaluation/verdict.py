@@ -66,7 +66,9 @@ def judge_models(
     ]
     fresh = "recompute" if cache.size == models[0].size else f"recompute {cache.size}"
     found.append(compare(models, one, fresh, f"Is {sinks(cache)} as good as recomputing?", **options))
-    needed = compare(models, f"0+{cache.size}", one, "Is the sink needed?", asks="needed", **options)
+    needed: Comparison | str = f"{one} keeps none"
+    if cache.sinks:
+        needed = compare(models, f"0+{cache.size}", one, "Is the sink needed?", asks="needed", **options)
     pairs = [pair for pair in found if isinstance(pair, Comparison)]
     missing = [pair for pair in found if isinstance(pair, str)]
     few = [pair for pair in pairs if not pair.enough]
@@ -106,7 +108,9 @@ def _check(models: Sequence[Results], cache: CacheSpec, against: Sequence[CacheS
         if cache.size is None or cache.size != more.size:
             raise UserError(f"--against {more}: must hold as many positions as --cache {cache}; change one of them.")
         if more.sinks <= cache.sinks:
-            raise UserError(f"--against {more}: must keep more sinks than --cache {cache}; try 4+{cache.size - 4}.")
+            enough = max(4, cache.sinks + 1)
+            hint = f"; try {enough}+{cache.size - enough}" if cache.size > enough else ""
+            raise UserError(f"--against {more}: must keep more sinks than --cache {cache}{hint}.")
     first = models[0]
     for results in models:
         for spec in (cache, *against):

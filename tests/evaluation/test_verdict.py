@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -96,8 +97,15 @@ def test_not_needed_is_said() -> None:
 
 @pytest.mark.parametrize("against", ["1+31", "0+32"])
 def test_a_cache_is_not_judged_against_itself_or_less(against: str) -> None:
-    with pytest.raises(UserError, match="--against"):
+    with pytest.raises(UserError, match=rf"--against {re.escape(against)}: must keep more .*; try 4\+28\."):
         verdict(made_up(), against=against)
+    with pytest.raises(UserError, match=r"more sinks than --cache 4\+28; try 5\+27\."):
+        verdict(made_up(), cache="4+28", against=against)
+
+
+def test_no_sink_is_not_asked_whether_it_is_needed() -> None:
+    record = verdict(made_up(), cache="0+32", against="1+31")
+    assert record["needed"] is None and "was not measured" in record["sentences"][2]  # type: ignore[index]
 
 
 def test_a_cache_below_the_largest_is_compared_with_the_recompute_of_its_size() -> None:

@@ -114,6 +114,8 @@ def test_a_grid_has_a_verdict_for_each_group_and_text(grid: Any, capsys: pytest.
     assert said[:3] == record["sentences"] and len(record["sentences"]) == 3
     assert "not proven for none on book" in said[0] and "proven for token on book; token on code" in said[0]
     assert sum(line.split()[-1] in ("yes", "no") for line in said) == 9
+    shown = {line.split()[-2] for line in said if line.split()[-1] in ("yes", "no")}
+    assert shown == {"-", *(f"{verdict['p_holm']:.4f}" for verdict in record["verdicts"])}
     assert judged(folder, groups="token")[0] == 0
 
 
