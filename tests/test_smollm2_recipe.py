@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -364,3 +365,22 @@ def test_a_mistake_is_one_sentence(arguments: list[str], tmp_path: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "nowhere" in done.stderr and done.stderr.count("\n") == 1
+
+
+def shown(printed: str, value: float) -> bool:
+    """Whether the README's figure is the page's value, as a number or as a change of PPL in percent."""
+    value = 100 * math.expm1(min(value, 9)) if printed.startswith(("+", "-")) else value
+    return f"{value:.{len(printed.partition('.')[2])}f}" == printed.removeprefix("+")
+
+
+def test_the_readme_says_what_the_page_says() -> None:
+    """Every figure with an interval in the tables of "The evidence"."""
+    folder = ROOT / "recipes" / "smollm2"
+    text = (folder / "README.md").read_text().partition("## The evidence\n")[2].partition("\n## ")[0]
+    figures = re.findall(r"\| ([+-]?[\d.]+)%? \(([+-]?[\d.]+) to ([+-]?[\d.]+)\)", text)
+    assert len(figures) == 21
+    page = re.findall(r'<data value="(-?[\d.e-]+)"', (folder / "report" / "index.html").read_text())
+    values = [float(value) for value in page]
+    triples = list(zip(values, values[1:], values[2:], strict=False))
+    for figure in figures:
+        assert any(all(map(shown, figure, triple)) for triple in triples), figure

@@ -132,8 +132,9 @@ evidence() { # the page in recipes/smollm2/report
   mkdir -p $page
   sinktrain report $runs/grid $runs/rules $runs/budgets $runs/diagnosis-* $runs/recall-* $runs/streameval \
     $runs/streameval-numbers $runs/questions $runs/bench $runs/sink_only runs/stream_4m --compare --out $page/index.html --overwrite
-  [ -e $runs/peers ] || scripts/bench_peers.sh --text data/austen.txt --cache 1+1023 --dtype float32 --rounds 1 --steps 1024 \
-    --tokens 1024 --contestants "attention_sinks stream_nll" --out $runs/peers # the first row of the grid, by another program
+  # the row 1+1023 of the grid, in float32, by another program, token by token: an hour and more
+  [ -e $runs/peers ] || scripts/bench_peers.sh --text data/austen.txt --cache 1+1023 --dtype float32 --rounds 1 --steps 64503 \
+    --tokens 1 --contestants "attention_sinks stream_nll" --out $runs/peers
 }
 tables() {
   python $recipe/table.py --runs $runs
