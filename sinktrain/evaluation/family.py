@@ -81,8 +81,9 @@ def judge_family(
         seed: of the bootstrap.
 
     Raises:
-        UserError: the results do not hold the caches, or are not alike.
+        UserError: the results do not hold the caches, or are not alike, or `resamples` can prove nothing.
     """
+    _enough_resamples(resamples, len(caches) * sum(len(models) == 1 for models in grid.values()))
     verdicts = []
     for (group, _), models in grid.items():
         for cache in caches:
@@ -100,6 +101,19 @@ def judge_family(
     if len(verdicts) == 1:
         return verdicts[0]
     return _overall(verdicts, margin)
+
+
+def _enough_resamples(resamples: int, count: int) -> None:
+    """Refuses so few that `count` verdicts by bootstrap could not be proven, whatever the results.
+
+    The bootstrap's p-values are 1 / (1 + resamples) at least. Verdicts over several seeds use none, and their p-values
+    may come first in Holm's order.
+    """
+    if count and holm([1 / (1 + resamples)] * count)[0] > ALPHA:
+        raise UserError(
+            f"--resamples {resamples}: too few for {count} verdicts, none of which could be proven after Holm's "
+            f"correction; give {math.ceil(count / ALPHA)} or more."
+        )
 
 
 def _correct(verdict: dict[str, Any], p: float, count: int) -> None:

@@ -41,7 +41,7 @@ def verify(
         margin: The largest difference in NLL that counts as none, in nats a token; the default is ln 1.01, one percent
             of perplexity.
         groups: The groups of a grid's models to judge, separated by commas; all without it.
-        resamples: How often the bootstrap draws the text anew.
+        resamples: How often the bootstrap draws the text anew; at least 20 times for each verdict of a grid.
         seed: Of the bootstrap's draws.
 
     Returns:
@@ -77,7 +77,7 @@ def _write(target: Path, record: dict[str, Any]) -> None:
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """A line a comparison, differences as those of perplexity; `seen` is the smallest that could have been seen."""
+    """A line a comparison, differences as those of perplexity; `seen` is `smallest_difference`."""
     verdicts = record["verdicts"] or [record]
     many = len(verdicts) > 1
     header = ["caches", "tokens", "difference", "95% interval", "bound", "p", "seen", "holds"]

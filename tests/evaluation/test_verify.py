@@ -134,6 +134,17 @@ def test_holm_takes_back_what_one_of_many_shows_by_chance(grid: Any) -> None:
     assert "after Holm's correction" in first["sentences"][0]
 
 
+def test_resamples_too_few_for_any_proof_are_refused(grid: Any) -> None:
+    """The smallest p of 100 draws is 1/101, and six times that is above 5%; a verdict over seeds draws nothing."""
+    cells = [(f"g{index}", None, named(f"m{index}")) for index in range(5)]
+    options = {"cache": "1+31", "against": "4+28", "resamples": 100}
+    over_seeds = [("seeds", seed, named(f"s{seed}")) for seed in (0, 1)]
+    assert verify(grid([*cells, *over_seeds]), **options) == 0  # six, of which five are the bootstrap's
+    with pytest.raises(UserError, match=r"--resamples 100: too few for 6 verdicts.*give 120 or more"):
+        verify(grid([*cells, ("g5", None, named("m5"))]), **options)
+    assert verify(grid([*cells, ("g5", None, named("m5"))]), **{**options, "resamples": 120}) == 0
+
+
 def test_several_caches_and_several_to_compare_with(tmp_path: Path, grid: Any) -> None:
     results = named("m")
     results.nll["2+30"] = results.nll["1+31"]

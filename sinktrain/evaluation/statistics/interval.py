@@ -10,7 +10,7 @@ from sinktrain.evaluation.statistics.pivots import Pivot, Student
 
 Resampled = Literal["blocks", "documents"]
 ALPHA, POWER = 0.05, 0.8
-"""One-sided error of a bound, and the probability with which `smallest_difference` is found."""
+"""One-sided error of a bound, and the share of texts that `smallest_difference` and `smallest_margin` speak of."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +76,31 @@ class Interval:
         return self.pivot.at_least(_studentised(self.mean - margin, self.standard_error, tie=-1))
 
     @property
-    def reach(self) -> float:
-        """Standard errors between the truth and a limit that the bound clears with a probability of 80%."""
-        return self.pivot.quantile(POWER) - self.pivot.quantile(ALPHA)
+    def smallest_difference(self) -> float:
+        """The true difference whose one-sided 95% lower bound is above 0 in 80% of texts like this one.
+
+        `lower` is above 0 where the pivot is above q(95%) - truth / error, in 80% of texts where that is q(20%). It
+        rests on the pivot's upper tail, `smallest_margin` on the lower one: for skewed series the two differ.
+        """
+        return (self.pivot.quantile(1 - ALPHA) - self.pivot.quantile(1 - POWER)) * self.standard_error
 
     @property
-    def smallest_difference(self) -> float:
-        """The smallest true difference that this much text shows in four of five tries, one-sided at 5%.
+    def smallest_margin(self) -> float:
+        """The margin that the one-sided 95% upper bound is below in 80% of texts like this one, if the truth is 0."""
+        return self._margin_in_errors * self.standard_error
 
-        It is also the smallest margin that a true difference of 0 is proven to be within in four of five tries.
-        """
-        return self.reach * self.standard_error
+    @property
+    def _margin_in_errors(self) -> float:
+        return self.pivot.quantile(POWER) - self.pivot.quantile(ALPHA)
 
     def tokens_wanted(self, margin: float) -> float | None:
-        """Tokens of such text for a `smallest_difference` of `margin`; None where no text would do, only more seeds.
+        """Tokens of such text for a `smallest_margin` of `margin`; None where no text would do, only more seeds.
 
         The squared error shrinks with the tokens, save for the part that lies between seeds.
         """
         if self.standard_error == 0:
             return 0.0
-        allowed = (margin / self.reach) ** 2 - self.between_seeds
+        allowed = (margin / self._margin_in_errors) ** 2 - self.between_seeds
         if allowed <= 0:
             return None
         return self.tokens * max(0.0, self.standard_error**2 - self.between_seeds) / allowed
