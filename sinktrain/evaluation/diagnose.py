@@ -3,8 +3,8 @@
 Layers, heads, positions and dimensions are counted from 0. Position 0 is the model's (first) sink token, or the text's
 first token in a model without one; no BOS stands in front. Numbers in the JSON are rounded to 5 digits.
 
-`diagnosis.json` ("schema": 1, "kind": "diagnosis") has command, model, text, environment, `notes` (what was left out,
-and why), and
+`diagnosis.json` ("schema": 1, "kind": "diagnosis") has command, model, text, environment, `notes` (what was left out
+or shows nothing, and why), and
 
 - `sink_metric`, over `sequences` short sequences of `length` positions, sinks included. For each of `places` (`sink`,
   of several `sink_0` ...; `text_1` ... the first tokens of text; `outlet`, of kinds `zero`, `logit`, `kv` and models
@@ -102,9 +102,6 @@ def diagnose(
              "map_length": (map_length, 2), "bins": (bins, 1), "tokens": (tokens, 1), "skip": (skip, 0)}  # fmt: skip
     for option, (value, least) in asked.items():
         at_least(f"--{option}", value, least)
-    needed = max(sequences * length, map_sequences * map_length, long)
-    if tokens < needed:
-        raise UserError(f"--tokens {tokens}: are too few for what is asked for; give {needed} or more.")
     spec = None if cache is None else CacheSpec.parse(cache, "--cache")
     if spec is not None and spec.recent is None:
         raise UserError("--cache dense: evicts nothing; write x+y, such as 1+255.")
@@ -114,6 +111,9 @@ def diagnose(
     ):
         subject = load_subject(model)
         long, notes = _fitting(subject, length, map_length, long, spec)
+        needed = max(sequences * length, map_sequences * map_length, long)
+        if tokens < needed:
+            raise UserError(f"--tokens {tokens}: are too few for what is asked for; give {needed} or more.")
         material = load_text(text, subject.tokenizer, tokens, skip)
         record: dict[str, Any] = {"schema": SCHEMA, "kind": "diagnosis", "command": command_line()}
         record |= {"model": subject.description, "text": material.description, "notes": notes}
@@ -157,8 +157,10 @@ def _long(
     record, arrays = long_text(subject, row, bins)
     advance(1)
     sinks = max(1, len(subject.sink_ids))
+    taken = spec or CacheSpec(sinks, max(1, 256 - sinks))
     try:
-        streamed, more = streamed_text(subject, row, spec or CacheSpec(sinks, max(1, 256 - sinks)))
+        streamed, more = streamed_text(subject, row, taken)
+        notes += _too_long(taken, row.shape[1], subject.description["trained_length"])
     except UserError as error:
         if spec is not None:
             raise
@@ -166,6 +168,18 @@ def _long(
         streamed, more = {"cache": None, "stream": None}, {}
     advance(1)
     return record | streamed, arrays | more
+
+
+def _too_long(spec: CacheSpec, tokens: int, trained: int | None) -> list[str]:
+    """What speaks against a cache for a text of so many tokens: the model was trained for less, or it never evicts."""
+    size, notes = spec.sinks + (spec.recent or 0), []
+    if trained is not None and size > trained:
+        notes.append(f"cache {spec} holds {size} positions, the model was trained for {trained}.")
+    if tokens <= size + 1:  # the query that finds it full still sees all
+        notes.append(
+            f"cache {spec} evicts nothing before the last of {tokens} positions: the stream is the full attention."
+        )
+    return notes
 
 
 def _short(tree: Any) -> Any:

@@ -33,7 +33,7 @@ class Turns:
         self.tokenizer, self.sinks = subject.tokenizer, subject.sink_ids
         self.system = [] if system is None else [_message("system", system)]
         if not self.tokenizer.chat_template:
-            raise UserError("model.name: has no chat template; use a model that was tuned to chat, or `generate`.")
+            raise UserError("model.name: has no chat template; use a model that was tuned to chat.")
         self._check_that_it_appends()
 
     def first(self, message: str) -> list[int]:

@@ -54,7 +54,7 @@ class Positions:
                 the length of the text (`dynamic`, `longrope`). They are held at those of this length.
 
         Raises:
-            UserError: the model has no streaming form.
+            UserError: the model has no streaming form, or what it caches is not finite.
         """
         refuse_what_cannot_stream(model)
         layers = int(model.config.get_text_config().num_hidden_layers)
@@ -67,6 +67,12 @@ class Positions:
         if set(keys[0]) != set(range(layers)):
             raise no_streaming_form(
                 model, f"only {len(keys[0])} of its {layers} layers have keys and values of their own"
+            )
+        # NaN is unlike itself, and would be taken for what depends on the position.
+        if not all(bool(part.isfinite().all()) for at in noted.values() for pair in at.values() for part in pair):
+            raise UserError(
+                "model.name: what it caches is not finite; use --model.dtype float32, or a model whose weights are "
+                "whole."
             )
         values = {position: [value for _, value in at.values()] for position, at in noted.items()}
         candidates = _candidates(model, longest)

@@ -266,6 +266,21 @@ def test_the_verb_writes_its_folder(
     assert (tmp_path / "out" / "diagnosis.json").read_text() == text
 
 
+@pytest.mark.parametrize(("cache", "words"), [
+    ("1+197", []), ("1+198", ["evicts nothing before the last of 200 positions"]),
+    ("1+9999", ["holds 10000 positions, the model was trained for 512", "evicts nothing"]),
+    ("null", ["cache 1+255 evicts nothing"])])  # fmt: skip
+def test_a_cache_that_shows_nothing_is_noted(
+    cache: str, words: list[str], sink_folder: Path, prepared_folder: Path, tmp_path: Path
+) -> None:
+    assert run(sink_folder, prepared_folder, tmp_path / "out", "--cache", cache) == 0
+    notes = json.loads((tmp_path / "out" / "diagnosis.json").read_text())["notes"]
+    assert len(notes) == len(words) and all(part in note for part, note in zip(words, notes, strict=True))
+    with np.load(tmp_path / "out" / "maps.npz", allow_pickle=False) as maps:  # in a bucket one query counts for little
+        differ = float(np.abs(maps["along_dense"] - maps["along_stream"])[:, -1].max())
+    assert differ < 1e-7 if words else differ > 1e-7
+
+
 def test_a_model_that_cannot_stream_is_diagnosed_all_the_same(
     model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +318,7 @@ def test_bfloat16_and_two_sinks(model_folder: Path, prepared_folder: Path, tmp_p
     (["--tokens", "100"], "--tokens 100"), (["--cache", "dense"], "--cache dense"), (["--cache", "x"], "--cache"),
     (["--map_length", "1"], "--map_length"), (["--map_length", "2"], "--map_length 2"), (["--bins", "0"], "--bins"),
     (["--length", "600", "--sequences", "1"], "--length 600"), (["--text", "./no"], "--text ./no"),
+    (["--length", "600"], "--length 600"),
     (["--length", "600", "--sequences", "1", "--long", "600"], "--length 600")])  # fmt: skip
 def test_mistakes_are_one_sentence(
     more: list[str], words: str, sink_folder: Path, prepared_folder: Path, tmp_path: Path,

@@ -119,7 +119,8 @@ def test_the_verb(
 
 @pytest.mark.parametrize(("more", "words"), [
     (["--distances", "5"], "--distances 5: from the number"), (["--distances", "many"], "--distances 'many'"),
-    (["--caches", "2+30"], "a fact with its question takes"), (["--caches", "dense"], "--distances: is missing"),
+    (["--caches", "2+30"], "a fact with its question takes"),
+    (["--caches", "dense"], "--distances: is missing; give some, since only a cache that evicts"),
     (["--caches", "2+100", "--facts", "900"], "fewer --facts"), (["--facts", "0"], "--facts"),
     (["--text", "./absent.txt"], "--text ./absent.txt"), (["--seed", "-1"], "--seed")])  # fmt: skip
 def test_mistakes(

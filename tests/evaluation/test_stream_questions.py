@@ -181,7 +181,8 @@ def test_the_verb(chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_mistakes(chat_folder: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions, out = written(tmp_path), tmp_path / "out"
     for model, more, words in (
-        (model_folder, [], "no chat template"), (chat_folder, ["--caches", "4+20"], "the question on line "),
+        (model_folder, [], "no chat template; use a model that was tuned to chat.\n"),
+        (chat_folder, ["--caches", "4+20"], "the question on line "),
         (chat_folder, ["--max_tokens", "0"], "--max_tokens"), (chat_folder, ["--caches", "x"], "--caches"),
         (chat_folder, ["--questions", "./absent"], "absent: cannot be read"),
     ):  # fmt: skip

@@ -150,6 +150,7 @@ def test_intervals_against_published_ones() -> None:
     alike, apart = clustered([5] * 20, 10), clustered([0, 10] * 10, 10)
     assert alike == pytest.approx(wilson(100, 200))  # never narrower than of independent questions
     assert apart[1] - apart[0] > 2.5 * (alike[1] - alike[0])
+    assert clustered([7], 10) == [0, 1] and clustered([0, 10], 10) == [0, 1]  # one sample tells nothing of the others
     values = np.random.default_rng(0).normal(2.0, 1.0, 400)
     half = 1.96 * values.std() / 20
     assert of_mean(values) == pytest.approx([values.mean() - half, values.mean() + half], abs=0.02)
@@ -158,12 +159,22 @@ def test_intervals_against_published_ones() -> None:
     assert 0.94 < held < 0.96
 
 
+@pytest.mark.parametrize(("a", "b"), [(2, 2), (5, 5), (8, 2)])
+@pytest.mark.parametrize(("samples", "wide"), [(2, 0.95), (4, 0.75), (8, 0.45), (20, 0.27)])
+def test_the_interval_over_samples_holds_the_truth_however_few(a: int, b: int, samples: int, wide: float) -> None:
+    random = np.random.default_rng([a, b, samples])
+    right = random.binomial(10, random.beta(a, b, (1500, samples)))
+    found = np.array([clustered(each, 10) for each in right.tolist()])
+    assert np.mean((found[:, 0] <= a / (a + b)) & (a / (a + b) <= found[:, 1])) > 0.93
+    assert np.mean(found[:, 1] - found[:, 0]) < wide
+
+
 def test_the_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["stream-eval", "--model.name", str(model_folder), "--line_distances", "1 6", "--samples", "3", "--queries",
            "2", "--every", "3", "--batch", "2", "--caches", "4+140, dense"]  # fmt: skip
     assert main([*run, "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "streameval.json").read_text())
-    assert (found["schema"], found["kind"]) == (1, "streameval") and "bootstrap over samples" in found[
+    assert (found["schema"], found["kind"]) == (1, "streameval") and "Student's t over samples" in found[
         "interval_method"
     ]
     rows = found["rows"]

@@ -126,6 +126,14 @@ def test_attention_that_does_more_than_the_interface_says_is_refused(
         SinkCache.for_model(model, SPEC)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_weights_that_are_not_whole_are_not_taken_for_unknown_positions(model: PreTrainedModel, broken: float) -> None:
+    model.model.layers[1].mlp.down_proj.weight[3, 5] = broken
+    with pytest.raises(UserError, match=r"^model.name: what it caches is not finite; .* whole\.$"):
+        SinkCache.for_model(model, SPEC)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotations_alike_at_near_positions_are_told_apart(dtype: torch.dtype) -> None:
     """OLMo 3's full layers are scaled, its sliding layers are not: in bfloat16 they differ only farther away."""

@@ -92,7 +92,7 @@ def _default_distances(specs: list[CacheSpec], least: int) -> list[int]:
     """Log-spaced across each cache and beyond its end, none below `least`."""
     ends = [spec.recent for spec in specs if spec.recent is not None]
     if not ends:
-        raise UserError("--distances: is missing; without a cache that evicts nothing tells which to take.")
+        raise UserError("--distances: is missing; give some, since only a cache that evicts tells which to take.")
     found = {each for y in ends for each in (y // 8, y // 4, y // 2, y, y + 1, 2 * y)}
     return sorted(each for each in found if each >= least)
 
