@@ -197,6 +197,14 @@ def recall_without_a_field(run: Path) -> str:
     return "lacks `asked`; write it again with `sinktrain recall`"
 
 
+def recall_of_infinitely_many(run: Path) -> str:
+    path = run / "answers" / "recall.json"
+    record = json.loads(path.read_text())
+    record["rows"][0]["asked"] = math.inf
+    path.write_text(json.dumps(record))
+    return "recall.json: is malformed (cannot convert float infinity to integer)"
+
+
 def stream_of_something_else(run: Path) -> str:
     (run / "bench" / "stream.json").write_text("{}")
     return "is of neither"
@@ -207,8 +215,8 @@ def log_that_is_empty(run: Path) -> str:
     return "no column `step`"
 
 
-SPOIL = [results_of_schema_1, cell_that_is_gone, map_that_is_cut_off, recall_without_a_field, stream_of_something_else,
-         log_that_is_empty]  # fmt: skip
+SPOIL = [results_of_schema_1, cell_that_is_gone, map_that_is_cut_off, recall_without_a_field,
+         recall_of_infinitely_many, stream_of_something_else, log_that_is_empty]  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", SPOIL)
