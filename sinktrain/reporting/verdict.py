@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,14 @@ def load_verdict(path: Path, option: str = "--verdict", sources: Sources | None 
     data = read_json(path, option, VERIFY, [1, 2])
     with Fields(option, path, VERIFY):
         settings = dict(data["settings"])
-        options = [f"--{key} '{settings[key]}'" for key in ("cache", "against") if key in settings]
-        command = str(data.get("command") or " ".join([VERIFY, *options]))
+        command = str(data.get("command") or _command(path, settings))
         return _verdict(data, () if sources is None else (sources.add(path, command),))
+
+
+def _command(path: Path, settings: dict[str, Any]) -> str:
+    """The command that makes a verdict again which does not say its own: it lies beside the results it is about."""
+    options = [word for key in ("cache", "against") if key in settings for word in (f"--{key}", str(settings[key]))]
+    return shlex.join([*VERIFY.split(), "--results", str(path.parent), *options])
 
 
 def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] | None = None) -> Verdict:

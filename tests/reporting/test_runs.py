@@ -95,6 +95,17 @@ def test_the_verdict_of_schema_2_says_what_could_have_been_seen(page: str) -> No
     assert "power of 80%" in table[0] and "All of its comparisons must hold." in page
 
 
+def test_a_verdict_without_its_command_has_one_that_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "a grid"
+    folder.mkdir()
+    (folder / "verdict.json").write_text(json.dumps(verdict_of_schema_2()))
+    sources = Sources()
+    find([folder], sources)
+    assert [source.command for source in sources.found] == [
+        f"sinktrain verify --results '{folder}' --cache 1+255 --against 4+252"
+    ]
+
+
 def test_a_verdict_over_many_is_shown_with_its_parts(run: Path, tmp_path: Path) -> None:
     parts = [verdict_of_schema_2() | {"model": name} for name in ("token", "none")]
     parts[1]["statement"] = "not proven"
