@@ -80,6 +80,16 @@ class Verdict:
         """The comparisons that say whether the sink is needed: its own, or those of its parts."""
         return tuple(each.needed for each in (self, *self.parts) if each.needed is not None)
 
+    def answer(self, pair: Comparison) -> str:
+        """To the question of a pair; `not shown` where its 95% interval leaves both answers open."""
+        if not pair.enough:
+            return "too few tokens"
+        if pair.holds:
+            return "yes"
+        low, high = pair.interval
+        refuted = high < self.margin if pair in self.needs else low > self.margin
+        return "no" if refuted else "not shown"
+
     @property
     def extra_names(self) -> list[str]:
         """The names of what is known beside the intervals, of any comparison."""
