@@ -115,11 +115,16 @@ def _command(path: Path, settings: dict[str, Any]) -> str:
     return shlex.join([*VERIFY.split(), "--results", str(path.parent), *options])
 
 
-def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] | None = None) -> Verdict:
-    """`of` names the model of each comparison, in a verdict that is one of several."""
+def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: tuple[str, str] = ("", "")) -> Verdict:
+    """`of` is what tells a verdict that is one of several apart: its model, and its text where there are several."""
     if data["statement"] not in STATEMENTS:
         raise ValueError(f"the statement {data['statement']!r} is unknown")
-    needed = data.get("needed")
+    needed, parts = data.get("needed"), data.get("verdicts") or ()
+    texts = {part.get("text") for part in parts}
+
+    def named(item: dict[str, Any]) -> tuple[str, str]:
+        return str(item.get("model") or ""), str(item.get("text") or "") if len(texts) > 1 else ""
+
     return Verdict(
         statement=data["statement"],
         sentences=tuple(str(sentence) for sentence in data["sentences"]),
@@ -127,16 +132,18 @@ def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] 
         cache_size=int(data["cache_size"]),
         model=str(data["model"]),
         text=str(data.get("text", "")),
-        comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
-        needed=None if needed is None else _comparison(needed | (of or {}), "lower"),
+        comparisons=tuple(_comparison(item, "upper", named(item)) for item in data["comparisons"]),
+        needed=None if needed is None else _comparison(needed, "lower", of),
         settings=dict(data["settings"]),
         method=" ".join(_texts([data.get("method"), data.get("multiplicity")])),
         sources=sources,
-        parts=tuple(_verdict(part, sources, {"model": part["model"]}) for part in data.get("verdicts") or ()),
+        parts=tuple(_verdict(part, sources, named(part)) for part in parts),
     )
 
 
-def _comparison(item: dict[str, Any], bound: str) -> Comparison:
+def _comparison(item: dict[str, Any], bound: str, of: tuple[str, str]) -> Comparison:
+    model, text = of
+    where = f", {text}" if text else ""
     return Comparison(
         a=str(item["a"]),
         b=str(item["b"]),
@@ -148,7 +155,7 @@ def _comparison(item: dict[str, Any], bound: str) -> Comparison:
         block_length=item.get("block_length"),
         enough=bool(item.get("enough", True)),
         holds=bool(item["holds"]),
-        title=f"{item['model']}: {item['a']} minus {item['b']}" if "model" in item else "",
+        title=f"{model}: {item['a']} minus {item['b']}{where}" if model else "",
         more=tuple((EXTRAS[name], _said(item[name])) for name in EXTRAS if item.get(name) is not None),
     )
 

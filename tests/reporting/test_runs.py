@@ -18,6 +18,7 @@ from made_up_runs import verdict_of_schema_2, write_answers, write_run
 
 from sinktrain.base.errors import UserError
 from sinktrain.cli import main
+from sinktrain.reporting.compare import by_name
 from sinktrain.reporting.found import find
 from sinktrain.reporting.gallery import gallery
 from sinktrain.reporting.load import load_results
@@ -117,6 +118,29 @@ def test_a_verdict_over_many_is_shown_with_its_parts(run: Path, tmp_path: Path) 
     assert '<p class="statement">not proven</p>' in page and "none: 1+255 minus 4+252" in page
     table = re.search(r'<table id="verdicts".*?</table>', page, flags=re.DOTALL)
     assert table and re.findall(r"<strong>(.*?)</strong>", table[0]) == ["proven", "not proven"]
+
+
+def test_no_two_rows_of_the_data_of_a_picture_are_the_same_thing(run: Path, tmp_path: Path) -> None:
+    pairs = [(model, text) for model in ("token", "none") for text in ("stdlib (validation)", "b.txt")]
+    parts = [verdict_of_schema_2() | {"model": model, "text": text} for model, text in pairs]
+    over = verdict_of_schema_2() | {"model": "token, none", "needed": None, "verdicts": parts}
+    over["comparisons"] = [
+        pair | {"model": part["model"], "text": part["text"]} for part in parts for pair in part["comparisons"]
+    ]
+    shutil.copytree(run / "grid", tmp_path / "grid")
+    (tmp_path / "grid" / "verdict.json").write_text(json.dumps(over))
+    sources = Sources()
+    found = find([tmp_path / "grid"], sources)
+    drawn = gallery(made_of(found, sources, by_name(found.results)))
+    for name, known, count in (
+        ("verdict", ("of", "question"), 8),
+        ("needed", ("of", "question"), 4),
+        ("difference-token-1", ("of", "a", "b"), 10),
+        ("difference-none", ("of", "a", "b"), 10),
+        ("table3", ("group", "cache"), 26),
+    ):
+        told = {tuple(row[column] for column in known) for row in drawn[name].data}
+        assert len(told) == len(drawn[name].data) == count, name
 
 
 def test_models_of_a_grid_are_grouped_by_their_seeds(run: Path, tmp_path: Path) -> None:
