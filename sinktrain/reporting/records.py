@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,12 @@ class Row:
     nll_full_cache: float
     interval: tuple[float, float]
     seconds: float
-    tokens_per_second: float
     rule: str = "cache"
+
+    @property
+    def predicted_per_second(self) -> float:
+        """Predicted tokens a second. What else recompute runs through the model for each of its tokens is its price."""
+        return self.tokens / self.seconds if self.seconds > 0 else math.nan
 
     @property
     def sinks_and_size(self) -> tuple[int, int] | None:
