@@ -85,6 +85,15 @@ def test_every_figure_and_table_names_sources_that_are_there(page: str, run: Pat
     assert "sinktrain fit --config fit.yaml" in page  # from run.json beside the log
 
 
+def test_every_part_with_numbers_names_its_sources(page: str) -> None:
+    body = page[page.index("<header>") : page.index('<h3 id="sources-h">')].replace('<div class="panel"><h3>', "")
+    parts = re.split(r"(?=<h[123])|(?=<p class=\"note\" id=\"position-rules\")", body)
+    assert len(parts) > 14
+    for part in parts:
+        words = re.sub(r"<[^>]*>", "", re.sub(r"<svg.*?</svg>|<sup.*?</sup>", "", part, flags=re.DOTALL))
+        assert 'href="#source-' in part or not re.search(r"\d", words), words[:200]
+
+
 def test_the_diagnosis_is_in_a_table(page: str) -> None:
     table = re.search(r'<table id="diagnosis".*?</table>', page, flags=re.DOTALL)
     assert table and table[0].count("13,752 (layer 1, position 0)") == 2 and "81.2%" in table[0]
