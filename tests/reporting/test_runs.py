@@ -105,6 +105,31 @@ def test_the_verdict_of_schema_2_says_what_could_have_been_seen(page: str) -> No
     assert "power of 80%" in table[0] and "All of its comparisons must hold." in page
 
 
+def questions_table(run: Path, out: Path) -> str:
+    page = report([run / "answers" / "questions.json"], out=out).read_text()
+    return page[page.index('<table class="answers">') :].partition("</table>")[0]
+
+
+def test_questions_are_told_apart_by_how_they_are_answered(run: Path, tmp_path: Path) -> None:
+    table = questions_table(run, tmp_path / "a.html")
+    heads = [re.sub("<[^>]*>", " ", head).split() for head in re.findall(r"<th scope=\"col\".*?</th>", table)]
+    assert heads[-3:] == [["choices", "by", "chance", "25.0%"], ["in", "words"], ["answer", "in", "it"]]
+    cells = re.findall(r'<td class="n">(<data[^>]*>\d+</data> of .*?)</td>', table)
+    assert [re.sub("<[^>]*>", "", cell) for cell in cells] == ["63 of 120", "21 of 80", "44 of 80"] * 3
+
+
+def test_kinds_of_questions_that_were_not_asked_have_no_column(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "answers", tmp_path / "run" / "answers")
+    path = tmp_path / "run" / "answers" / "questions.json"
+    record = json.loads(path.read_text())
+    for row in record["rows"]:
+        row["choices"] = {"asked": 0, "right": 0}
+        del row["words"]
+    path.write_text(json.dumps(record | {"chance": None}))
+    table = questions_table(tmp_path / "run", tmp_path / "a.html")
+    assert "choices" not in table and "words" not in table and "answer in it" not in table
+
+
 def test_a_verdict_without_its_command_has_one_that_runs(tmp_path: Path) -> None:
     folder = tmp_path / "a grid"
     folder.mkdir()
