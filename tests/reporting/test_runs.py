@@ -99,6 +99,14 @@ def test_the_diagnosis_is_in_a_table(page: str) -> None:
     assert table and table[0].count("13,752 (layer 1, position 0)") == 2 and "81.2%" in table[0]
 
 
+def test_the_attention_of_heads_is_not_called_the_sink_metric(run: Path, page: str, tmp_path: Path) -> None:
+    alone = report([run / "grid" / "none"], out=tmp_path / "a.html").read_text()
+    below = "Sink_1 as they define it, sequence by sequence, is in the table below"
+    for text, there in ((page, True), (alone, False)):
+        assert "the share of heads above it is not their Sink_1: here the attention" in text
+        assert (below in text) == there
+
+
 def test_the_verdict_of_schema_2_says_what_could_have_been_seen(page: str) -> None:
     table = re.search(r'<table id="power".*?</table>', page, flags=re.DOTALL)
     assert table and "smallest difference seen, nats" in table[0] and "0.0042" in table[0] and "120,000" in table[0]
