@@ -169,29 +169,6 @@ def test_other_verdicts_are_said_as_loudly(files: Files, tmp_path: Path, stateme
     assert re.search(rf'<p class="statement">{statement}</p>', page)
 
 
-@pytest.mark.parametrize(
-    ("which", "interval", "answer"),
-    [
-        (0, [0.001, 0.05], "not shown"),
-        (0, [0.02, 0.05], "no"),
-        (0, [None, None], "not shown"),
-        (2, [-0.01, 0.05], "not shown"),
-        (2, [-0.02, 0.005], "no"),
-    ],
-)
-def test_no_is_answered_only_where_the_data_say_so(
-    files: Files, tmp_path: Path, which: int, interval: list[float | None], answer: str
-) -> None:
-    verdict = json.loads(files.verdict.read_text())
-    pair = [*verdict["comparisons"], verdict["needed"]][which]
-    pair |= {"holds": False, "interval": interval}
-    files.verdict.write_text(json.dumps(verdict))
-    table = re.search(r'<table id="comparisons".*?</table>', page_of(files, tmp_path / "a.html"), flags=re.DOTALL)
-    assert table
-    answers = re.findall(r"<td><strong>(.*?)</strong>", table[0])
-    assert answers == [answer if place == which else "yes" for place in range(3)]
-
-
 def break_schema(files: Files) -> str:
     (files.results / "results.json").write_text(json.dumps({**record(files.results), "schema": 99}))
     return "--results"

@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_up_results import CACHE, made_up_nll, write_results
-from made_up_runs import verdict_of_schema_2, write_answers, write_run
+from made_up_runs import write_answers, write_run
 
 from sinktrain.base.errors import UserError
 from sinktrain.cli import main
-from sinktrain.reporting.compare import by_name
 from sinktrain.reporting.found import find
 from sinktrain.reporting.gallery import gallery
 from sinktrain.reporting.load import load_results
@@ -111,78 +110,6 @@ def test_the_verdict_of_schema_2_says_what_could_have_been_seen(page: str) -> No
     table = re.search(r'<table id="power".*?</table>', page, flags=re.DOTALL)
     assert table and "smallest difference seen, nats" in table[0] and "0.0042" in table[0] and "120,000" in table[0]
     assert "power of 80%" in table[0] and "All of its comparisons must hold." in page
-
-
-def questions_table(run: Path, out: Path) -> str:
-    page = report([run / "answers" / "questions.json"], out=out).read_text()
-    return page[page.index('<table class="answers">') :].partition("</table>")[0]
-
-
-def test_questions_are_told_apart_by_how_they_are_answered(run: Path, tmp_path: Path) -> None:
-    table = questions_table(run, tmp_path / "a.html")
-    heads = [re.sub("<[^>]*>", " ", head).split() for head in re.findall(r"<th scope=\"col\".*?</th>", table)]
-    assert heads[-3:] == [["choices", "by", "chance", "25.0%"], ["in", "words"], ["answer", "in", "it"]]
-    cells = re.findall(r'<td class="n">(<data[^>]*>\d+</data> of .*?)</td>', table)
-    assert [re.sub("<[^>]*>", "", cell) for cell in cells] == ["63 of 120", "21 of 80", "44 of 80"] * 3
-
-
-def test_kinds_of_questions_that_were_not_asked_have_no_column(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run / "answers", tmp_path / "run" / "answers")
-    path = tmp_path / "run" / "answers" / "questions.json"
-    record = json.loads(path.read_text())
-    for row in record["rows"]:
-        row["choices"] = {"asked": 0, "right": 0}
-        del row["words"]
-    path.write_text(json.dumps(record | {"chance": None}))
-    table = questions_table(tmp_path / "run", tmp_path / "a.html")
-    assert "choices" not in table and "words" not in table and "answer in it" not in table
-
-
-def test_a_verdict_without_its_command_has_one_that_runs(tmp_path: Path) -> None:
-    folder = tmp_path / "a grid"
-    folder.mkdir()
-    (folder / "verdict.json").write_text(json.dumps(verdict_of_schema_2()))
-    sources = Sources()
-    find([folder], sources)
-    assert [source.command for source in sources.found] == [
-        f"sinktrain verify --results '{folder}' --cache 1+255 --against 4+252"
-    ]
-
-
-def test_a_verdict_over_many_is_shown_with_its_parts(run: Path, tmp_path: Path) -> None:
-    parts = [verdict_of_schema_2() | {"model": name} for name in ("token", "none")]
-    parts[1]["statement"] = "not proven"
-    over = verdict_of_schema_2() | {"statement": "not proven", "model": "token, none", "verdicts": parts}
-    over["comparisons"] = [pair | {"model": part["model"]} for part in parts for pair in part["comparisons"]]
-    shutil.copytree(run / "grid", tmp_path / "grid")
-    (tmp_path / "grid" / "verdict.json").write_text(json.dumps(over))
-    page = report([tmp_path / "grid"], out=tmp_path / "a.html").read_text()
-    assert '<p class="statement">not proven</p>' in page and "none: 1+255 minus 4+252" in page
-    table = re.search(r'<table id="verdicts".*?</table>', page, flags=re.DOTALL)
-    assert table and re.findall(r"<strong>(.*?)</strong>", table[0]) == ["proven", "not proven"]
-
-
-def test_no_two_rows_of_the_data_of_a_picture_are_the_same_thing(run: Path, tmp_path: Path) -> None:
-    pairs = [(model, text) for model in ("token", "none") for text in ("stdlib (validation)", "b.txt")]
-    parts = [verdict_of_schema_2() | {"model": model, "text": text} for model, text in pairs]
-    over = verdict_of_schema_2() | {"model": "token, none", "needed": None, "verdicts": parts}
-    over["comparisons"] = [
-        pair | {"model": part["model"], "text": part["text"]} for part in parts for pair in part["comparisons"]
-    ]
-    shutil.copytree(run / "grid", tmp_path / "grid")
-    (tmp_path / "grid" / "verdict.json").write_text(json.dumps(over))
-    sources = Sources()
-    found = find([tmp_path / "grid"], sources)
-    drawn = gallery(made_of(found, sources, by_name(found.results)))
-    for name, known, count in (
-        ("verdict", ("of", "question"), 8),
-        ("needed", ("of", "question"), 4),
-        ("difference-token-1", ("of", "a", "b"), 10),
-        ("difference-none", ("of", "a", "b"), 10),
-        ("table3", ("group", "cache"), 26),
-    ):
-        told = {tuple(row[column] for column in known) for row in drawn[name].data}
-        assert len(told) == len(drawn[name].data) == count, name
 
 
 def test_models_of_a_grid_are_grouped_by_their_seeds(run: Path, tmp_path: Path) -> None:
