@@ -111,7 +111,6 @@ def _row(item: dict[str, Any], rule: str) -> Row:
         nll_full_cache=number(item["nll_full_cache"]),
         interval=pair(item["interval"]),
         seconds=number(item["seconds"]),
-        tokens_per_second=number(item["tokens_per_second"]),
         rule=str(item.get("rule") or ("original" if str(item["name"]).endswith(" original") else rule)),
     )
 

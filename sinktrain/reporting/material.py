@@ -40,6 +40,11 @@ class Material:
         return named if self.base is None else [*named, ("base", "base", self.base)]
 
     @property
+    def records(self) -> tuple[int, ...]:
+        """The results.json of each model in the middle of the page."""
+        return tuple(number for _, _, model in self.models for number in model.sources[:1])
+
+    @property
     def panels(self) -> list[Panel]:
         """Tables of more models than stand in the middle, or of those that are to be compared."""
         if self.compared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sinktrain.reporting.records import Answer, Answers, Flat, Speed
 from sinktrain.reporting.sources import Sources
 
 MIB = 2**20
+CHOICES = "choices"
 VERBS = {
     "recall": "sinktrain recall",
     "streameval": "sinktrain stream-eval",
@@ -46,6 +48,7 @@ def load_answers(path: Path, option: str, sources: Sources) -> Answers:
             rows=rows,
             method=str(method) if isinstance(method, str) else "",
             sources=(sources.add(path, command),),
+            chance=number(data.get("chance")) if any(CHOICES in row.kinds for row in rows) else math.nan,
         )
 
 
@@ -60,7 +63,15 @@ def _answer(item: dict[str, Any]) -> Answer:
         interval=pair(item["interval"]),
         gain=number(item.get("gain")),
         gain_interval=pair(item.get("gain_interval")),
+        kinds=_kinds(item),
     )
+
+
+def _kinds(item: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """How many were right, and asked, of those answered by a letter and in words; and in whose words the answer is."""
+    fields = ((CHOICES, "choices", "right"), ("in words", "words", "right"), ("answer in it", "words", "holds_answer"))
+    asked = [(name, item.get(kind) or {}, right) for name, kind, right in fields]
+    return {name: (int(of[right]), int(of["asked"])) for name, of, right in asked if of.get("asked")}
 
 
 def load_stream(path: Path, option: str, sources: Sources) -> Speed | Flat:

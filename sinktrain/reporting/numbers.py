@@ -60,6 +60,13 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else f"{value // 60:.0f} min {value % 60:.0f} s"
 
 
+def rate(value: float) -> str:
+    """So many a second: whole, or to three figures where they are few."""
+    if not math.isfinite(value):
+        return MISSING
+    return count(value) if value >= 100 else plain(value)
+
+
 def _signed(text: str) -> str:
     return text.replace("-", MINUS)
 

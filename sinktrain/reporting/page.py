@@ -25,7 +25,7 @@ def render(material: Material, pictures: dict[str, Picture]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("count", "ppl", "nats", "change", "exponential", "plain", "seconds", "share"):
+    for name in ("count", "ppl", "nats", "change", "exponential", "plain", "seconds", "rate", "share"):
         environment.filters[name] = getattr(numbers, name)
     verdict = material.verdict
     return environment.get_template("page.html").render(

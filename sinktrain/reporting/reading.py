@@ -67,7 +67,7 @@ class Fields:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyError):
             raise UserError(f"{self.place}: lacks `{error.args[0]}`; write it again with `{self.verb}`.") from error
-        if isinstance(error, (TypeError, ValueError, AttributeError, IndexError)):
+        if isinstance(error, (TypeError, ValueError, OverflowError, AttributeError, IndexError)):
             raise UserError(f"{self.place}: is malformed ({error}); write it again with `{self.verb}`.") from error
 
 

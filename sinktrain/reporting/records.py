@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,12 @@ class Row:
     nll_full_cache: float
     interval: tuple[float, float]
     seconds: float
-    tokens_per_second: float
     rule: str = "cache"
+
+    @property
+    def predicted_per_second(self) -> float:
+        """Predicted tokens a second. What else recompute runs through the model for each of its tokens is its price."""
+        return self.tokens / self.seconds if self.seconds > 0 else math.nan
 
     @property
     def sinks_and_size(self) -> tuple[int, int] | None:
@@ -134,7 +139,8 @@ class Training:
 class Answer:
     """How often a model with one cache was right, at one distance in tokens (or lines); NaN where there is none.
 
-    `gain` is by how many nats the answer is likelier than one to what was never said, with its 95% interval.
+    `gain` is by how many nats the answer is likelier than one to what was never said, with its 95% interval. `kinds`
+    has (right, asked) of questions by kind.
     """
 
     cache: str
@@ -146,17 +152,27 @@ class Answer:
     interval: tuple[float, float]
     gain: float
     gain_interval: tuple[float, float]
+    kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A measurement of `recall`, `streameval` or `questions`. `method` says where the intervals are from."""
+    """A measurement of `recall`, `streameval` or `questions`.
+
+    `method` says where the intervals are from, `chance` what share of choices guessing gets right.
+    """
 
     kind: str
     label: str
     rows: tuple[Answer, ...]
     method: str
     sources: tuple[int, ...] = ()
+    chance: float = math.nan
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of questions of any cache, in order."""
+        return list(dict.fromkeys(kind for row in self.rows for kind in row.kinds))
 
     @property
     def caches(self) -> list[str]:

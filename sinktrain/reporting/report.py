@@ -58,7 +58,7 @@ def report(
         base: The same for the base model, on the same text with the same cache size; its figures stand beside.
         verdict: The JSON file that `sinktrain verify` wrote; without it the page says "not judged".
         metrics: The metrics.csv of the training run, for the loss curve.
-        settings: The YAML file of the training run, shown as it is.
+        settings: The YAML file of the training run, shown without secrets.
         wandb: Where Weights & Biases gets the page, its pictures, its table and the verdict as well; off by default.
         overwrite: Replace `out`, and `pictures`, if they exist.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ class Verdict:
         """The comparisons that say whether the sink is needed: its own, or those of its parts."""
         return tuple(each.needed for each in (self, *self.parts) if each.needed is not None)
 
+    def answer(self, pair: Comparison) -> str:
+        """To the question of a pair; `not shown` where its 95% interval leaves both answers open."""
+        if not pair.enough:
+            return "too few tokens"
+        if pair.holds:
+            return "yes"
+        low, high = pair.interval
+        refuted = high < self.margin if pair in self.needs else low > self.margin
+        return "no" if refuted else "not shown"
+
     @property
     def extra_names(self) -> list[str]:
         """The names of what is known beside the intervals, of any comparison."""
@@ -94,16 +105,26 @@ def load_verdict(path: Path, option: str = "--verdict", sources: Sources | None 
     data = read_json(path, option, VERIFY, [1, 2])
     with Fields(option, path, VERIFY):
         settings = dict(data["settings"])
-        options = [f"--{key} '{settings[key]}'" for key in ("cache", "against") if key in settings]
-        command = str(data.get("command") or " ".join([VERIFY, *options]))
+        command = str(data.get("command") or _command(path, settings))
         return _verdict(data, () if sources is None else (sources.add(path, command),))
 
 
-def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] | None = None) -> Verdict:
-    """`of` names the model of each comparison, in a verdict that is one of several."""
+def _command(path: Path, settings: dict[str, Any]) -> str:
+    """The command that makes a verdict again which does not say its own: it lies beside the results it is about."""
+    options = [word for key in ("cache", "against") if key in settings for word in (f"--{key}", str(settings[key]))]
+    return shlex.join([*VERIFY.split(), "--results", str(path.parent), *options])
+
+
+def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: tuple[str, str] = ("", "")) -> Verdict:
+    """`of` is what tells a verdict that is one of several apart: its model, and its text where there are several."""
     if data["statement"] not in STATEMENTS:
         raise ValueError(f"the statement {data['statement']!r} is unknown")
-    needed = data.get("needed")
+    needed, parts = data.get("needed"), data.get("verdicts") or ()
+    texts = {part.get("text") for part in parts}
+
+    def named(item: dict[str, Any]) -> tuple[str, str]:
+        return str(item.get("model") or ""), str(item.get("text") or "") if len(texts) > 1 else ""
+
     return Verdict(
         statement=data["statement"],
         sentences=tuple(str(sentence) for sentence in data["sentences"]),
@@ -111,16 +132,18 @@ def _verdict(data: dict[str, Any], sources: tuple[int, ...], of: dict[str, str] 
         cache_size=int(data["cache_size"]),
         model=str(data["model"]),
         text=str(data.get("text", "")),
-        comparisons=tuple(_comparison(item, "upper") for item in data["comparisons"]),
-        needed=None if needed is None else _comparison(needed | (of or {}), "lower"),
+        comparisons=tuple(_comparison(item, "upper", named(item)) for item in data["comparisons"]),
+        needed=None if needed is None else _comparison(needed, "lower", of),
         settings=dict(data["settings"]),
         method=" ".join(_texts([data.get("method"), data.get("multiplicity")])),
         sources=sources,
-        parts=tuple(_verdict(part, sources, {"model": part["model"]}) for part in data.get("verdicts") or ()),
+        parts=tuple(_verdict(part, sources, named(part)) for part in parts),
     )
 
 
-def _comparison(item: dict[str, Any], bound: str) -> Comparison:
+def _comparison(item: dict[str, Any], bound: str, of: tuple[str, str]) -> Comparison:
+    model, text = of
+    where = f", {text}" if text else ""
     return Comparison(
         a=str(item["a"]),
         b=str(item["b"]),
@@ -132,7 +155,7 @@ def _comparison(item: dict[str, Any], bound: str) -> Comparison:
         block_length=item.get("block_length"),
         enough=bool(item.get("enough", True)),
         holds=bool(item["holds"]),
-        title=f"{item['model']}: {item['a']} minus {item['b']}" if "model" in item else "",
+        title=f"{model}: {item['a']} minus {item['b']}{where}" if model else "",
         more=tuple((EXTRAS[name], _said(item[name])) for name in EXTRAS if item.get(name) is not None),
     )
 

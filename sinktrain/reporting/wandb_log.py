@@ -114,7 +114,7 @@ def _log(wandb: Any, run: Any, material: Material, pictures: dict[str, Picture],
 def table(material: Material) -> tuple[list[str], list[list[Any]]]:
     """The table of every model and cache: its columns, and its rows."""
     columns = ["model", "text", "cache", "method", "rule", "tokens", "tokens_full_cache", "ppl_all", "ppl_full_cache",
-               "low", "high", "seconds", "tokens_per_second"]  # fmt: skip
+               "low", "high", "seconds", "predicted_tokens_per_second"]  # fmt: skip
     rows = [
         [results.label or results.model["name"], results.text["name"], *_cells(row)]
         for results in material.every
@@ -124,7 +124,7 @@ def table(material: Material) -> tuple[list[str], list[list[Any]]]:
 
 
 def _cells(row: Row) -> list[Any]:
-    numbers = (row.ppl_all, row.ppl_full_cache, *map(exponential, row.interval), row.seconds, row.tokens_per_second)
+    numbers = (row.ppl_all, row.ppl_full_cache, *map(exponential, row.interval), row.seconds, row.predicted_per_second)
     return [row.name, row.method, row.rule, row.tokens, row.tokens_full_cache, *map(_known, numbers)]
 
 

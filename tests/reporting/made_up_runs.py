@@ -105,10 +105,12 @@ def write_answers(folder: Path) -> None:
             known = lines * 23 < holds
             rows["streameval"].append({"cache": cache, "line_distance": lines, "token_distance": lines * 23,
                                        **_right(100, 80 if known else 0)})  # fmt: skip
-        rows["questions"].append({"cache": cache, **_right(200, 84)})
+        rows["questions"].append({"cache": cache, **_right(200, 84), "choices": {"asked": 120, "right": 63},
+                                  "words": {"asked": 80, "right": 21, "holds_answer": 44}})  # fmt: skip
     for kind, found in rows.items():
         record = {"schema": 1, "kind": kind, "command": f"sinktrain {kind} --model.name x", "model": MODEL,
-                  "rows": found, "interval_method": "Wilson, 95%", "environment": ENVIRONMENT}  # fmt: skip
+                  "rows": found, "interval_method": "Wilson, 95%", "environment": ENVIRONMENT,
+                  "chance": 0.25 if kind == "questions" else 17.8}  # fmt: skip
         (folder / f"{kind}.json").write_text(json.dumps(record))
 
 

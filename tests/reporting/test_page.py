@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -84,6 +85,18 @@ def test_the_verdict_is_on_top(files: Files, tmp_path: Path) -> None:
     pairs = [(p, "upper") for p in verdict["comparisons"]] + [(verdict["needed"], "lower")]
     expected = [x for p, bound in pairs for x in (p["tokens"], p["difference"], *p["interval"], p[bound])]
     assert reader.tables["comparisons"] == pytest.approx(expected)
+
+
+def test_the_speed_of_a_row_counts_the_tokens_that_it_predicted(files: Files, tmp_path: Path) -> None:
+    data = record(files.results)
+    data["rows"][0] |= {"tokens": 1499, "seconds": 0.0}
+    data["rows"][4] |= {"tokens": 256, "seconds": 512.37, "tokens_per_second": 511.6}  # of windows of 1,024
+    (files.results / "results.json").write_text(json.dumps(data))
+    page = page_of(files, tmp_path / "a.html", base=None)
+    found = Reader(page).tables["speed"]
+    assert found[::2] == [row["seconds"] for row in data["rows"]] and math.isnan(found[1])
+    assert found[3::2] == pytest.approx([row["tokens"] / row["seconds"] for row in data["rows"][1:]])
+    assert "predicted tokens/s" in page and ">0.5</data>" in page
 
 
 def test_it_stands_alone(files: Files, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from sinktrain.reporting.picture import DASHES
 from sinktrain.reporting.pictures.common import TURN
 from sinktrain.reporting.report import report
 from sinktrain.reporting.sources import Sources
-from sinktrain.reporting.svg import PAINTS, palette
+from sinktrain.reporting.svg import PAINTS, palette, style
 
 GROUND = {"light": "#fdfcfa", "dark": "#15171a"}
 
@@ -102,6 +102,19 @@ def test_maps_are_means_over_heads(tmp_path: Path) -> None:
         by_hand = sum(arrays["probabilities"][:, head].astype(np.float64) for head in range(3)) / 3
     assert found.probabilities == pytest.approx(by_hand)
     assert np.isnan(found.logits[:, 0, 1]).all() and found.layers == [0, 1, 2, 5]
+
+
+def test_streaming_is_drawn_over_the_other_methods_and_hides_none(tmp_path: Path) -> None:
+    write_bench(tmp_path / "bench")
+    sources = Sources()
+    drawn = gallery(made_of(find([tmp_path / "bench"], sources), sources))
+    for name in ("latency", "memory"):
+        with style("light"):
+            (axes,) = drawn[name].draw().axes
+        lines = axes.get_lines()
+        assert [line.get_marker() for line in lines] == ["D", "^", "s", "o"]
+        assert lines[-1].get_fillstyle() == "none" and lines[-1].get_color() == palette("light")["one"]
+        assert max(line.get_markersize() for line in lines[:-1]) < lines[-1].get_markersize()
 
 
 def luminance(colour: str) -> float:

@@ -85,6 +85,9 @@ def test_offline_has_table_pictures_page_verdict_and_artifact(
     (table,) = (folder / "files" / "media" / "table").glob("caches*.json")
     rows = json.loads(table.read_text())
     assert len(rows["data"]) == 5 and rows["columns"][:3] == ["model", "text", "cache"]
+    assert rows["columns"][-2:] == ["seconds", "predicted_tokens_per_second"]
+    tokens = rows["columns"].index("tokens")
+    assert all(row[-1] == pytest.approx(row[tokens] / row[-2]) for row in rows["data"])
     pictures = {path.name.split("_")[0] for path in (folder / "files" / "media" / "images" / "pictures").iterdir()}
     assert pictures >= {"recall", "stream-tuned", "verdict"}
     (page,) = (folder / "files" / "media" / "html").iterdir()

@@ -35,8 +35,8 @@ def differences(
     )
     end = "" if margin is None else f" The margin is {nats(margin)} nats."
     data = [
-        {"a": c.a, "b": c.b, "difference": c.difference, "low": c.interval[0], "high": c.interval[1], "bound": c.bound,
-         "tokens": c.tokens, "margin": margin}
+        {"question": c.question, "of": c.words, "a": c.a, "b": c.b, "difference": c.difference, "low": c.interval[0],
+         "high": c.interval[1], "bound": c.bound, "tokens": c.tokens, "margin": margin}
         for c in comparisons
     ]  # fmt: skip
     return Picture(name, title, f"{spoken}.{end}", lambda: _differences(comparisons, margin), data, sources,

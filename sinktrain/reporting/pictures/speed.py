@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOKS = {
-    "streaming": ("one", "o", "streaming, cache of ours"),
-    "recompute": ("window", "s", "recompute of a window of C"),
-    "static": ("recompute", "^", "transformers, StaticCache"),
-    "dense": ("dense", "D", "transformers, DynamicCache"),
+    "streaming": ("one", "o", 11, "streaming, cache of ours"),
+    "recompute": ("window", "s", 5, "recompute of a window of C"),
+    "static": ("recompute", "^", 4.5, "transformers, StaticCache"),
+    "dense": ("dense", "D", 7, "transformers, DynamicCache"),
 }
+"""Colour, marker, its size, and name. The larger ones are rings, so that those of methods which cost the same are seen
+one in another."""
+FILLED = 5
 
 
 def latency(name: str, speed: Speed) -> Picture:
@@ -43,7 +46,7 @@ def _picture(name: str, title: str, speed: Speed, column: int, words: str) -> Pi
         f"{speed.methods[method][-1][column]:.3g} at {speed.methods[method][-1][0]:.0f}"
         for method in methods
     )
-    legend = tuple(Key(LOOKS[method][2], LOOKS[method][0]) for method in methods)
+    legend = tuple(Key(LOOKS[method][3], LOOKS[method][0]) for method in methods)
     draw = lambda: _draw(speed, methods, column, words)  # noqa: E731
     return Picture(name, title, f"{words} by cache size. {said}.", draw, data, speed.sources, legend, speed.title)
 
@@ -53,10 +56,11 @@ def _draw(speed: Speed, methods: list[str], column: int, words: str) -> Figure:
 
     figure = new_figure(240)
     axes = figure.add_axes((0.13, 0.165, 0.83, 0.755))
-    for method in methods:
-        colour, marker, _ = LOOKS[method]
+    for method in reversed(methods):  # the first is drawn last, over the others
+        colour, marker, across, _ = LOOKS[method]
         rows = speed.methods[method]
-        look: dict[str, Any] = {"color": paint(colour), "marker": marker, "markersize": 5}
+        look: dict[str, Any] = {"color": paint(colour), "marker": marker, "markersize": across, "markeredgewidth": 1.4,
+                                "fillstyle": "full" if across <= FILLED else "none"}  # fmt: skip
         places = [row[0] for row in rows]
         axes.plot(places, [row[column] for row in rows], linestyle=DASHES.get(colour, "-"), **look)
         if column == 1:
