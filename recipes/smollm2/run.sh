@@ -121,9 +121,9 @@ evidence() { # the page in recipes/smollm2/report
       --out $runs/recall-$name
   done
   timed streameval sinktrain stream-eval --model.name $runs/sink_only/checkpoints --names words --caches "1+255 1+511 dense" \
-    --line_distances "1 10 20 30" --samples 2 --out $runs/streameval
+    --line_distances "1 10 20 30" --samples 10 --queries 2 --out $runs/streameval
   # called by numbers, as in the paper, and nothing evicted: what this model can do at all
-  timed streameval-numbers sinktrain stream-eval --model.name $model --caches dense --line_distances "1 20" --samples 2 \
+  timed streameval-numbers sinktrain stream-eval --model.name $model --caches dense --line_distances "1 20" \
     --out $runs/streameval-numbers
   timed questions sinktrain stream-questions --model.name $runs/sink_only/checkpoints --questions $recipe/questions.jsonl \
     --caches "0+512 1+511 dense" --out $runs/questions
