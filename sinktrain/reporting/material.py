@@ -45,6 +45,14 @@ class Material:
         return tuple(number for _, _, model in self.models for number in model.sources[:1])
 
     @property
+    def under_both_rules(self) -> list[tuple[str, Results]]:
+        """Word and results of the models in the middle; if none was streamed under both rules, of those that were."""
+        middle = [(word, model) for _, word, model in self.models]
+        if any(model.position_rules for _, model in middle):
+            return middle
+        return [(each.label, each) for each in self.every if each.position_rules] or middle
+
+    @property
     def panels(self) -> list[Panel]:
         """Tables of more models than stand in the middle, or of those that are to be compared."""
         if self.compared:

@@ -56,7 +56,7 @@ def _middle(material: Material) -> dict[str, Any]:
     rows = results.main_rows
     return {
         "lost_sink": words.lost_sink(results),
-        "rule_costs": words.rule_costs([(word, model) for _, word, model in material.models]),
+        "rule_costs": words.rule_costs(material.under_both_rules),
         "findings": words.findings(
             results, material.base, None if verdict is None else verdict.margin, material.models[0][1]
         ),

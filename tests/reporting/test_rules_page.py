@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ import pytest
 from made_up_results import Files, write_all
 
 from sinktrain.base.errors import UserError
+from sinktrain.reporting.load import load_results
+from sinktrain.reporting.material import Material
 from sinktrain.reporting.picture import Picture
+from sinktrain.reporting.records import PositionRules, RulePair
 from sinktrain.reporting.report import report
+from sinktrain.reporting.sources import Sources
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +108,17 @@ def test_each_model_has_its_own_sentence(files: Files, tmp_path: Path) -> None:
     text = paragraph(files, tmp_path, rules(pair(-0.2, -0.3, -0.1)), rules(pair(0.2, 0.1, 0.3)))
     tuned, base = text.index("In the fine-tuned model"), text.index("In the base model")
     assert tuned < text.index("“original” saves 0.2000") < base < text.index("“original” costs 0.2000")
+
+
+def test_another_run_that_was_streamed_under_both_says_it(files: Files, tmp_path: Path) -> None:
+    middle = load_results(files.results, "RUN")
+    rule = PositionRules("1+255", 2048, RulePair(9, 1, 1, 0.5, (0.4, 0.6), True), None)
+    other = replace(middle, label="other", position_rules=rule)
+    material = Material(Sources(), results=middle, every=(middle, other))
+    assert material.under_both_rules == [("other", other)]
+    asked = replace(middle, position_rules=rule)
+    assert replace(material, results=asked).under_both_rules == [("evaluated", asked)]
+    assert replace(material, every=(middle,)).under_both_rules == [("evaluated", middle)]
 
 
 def test_a_malformed_record_is_named(files: Files, tmp_path: Path) -> None:
