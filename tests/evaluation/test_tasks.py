@@ -174,6 +174,7 @@ def write_tasks(place: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_verb(
     model_folder: Path, prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
