@@ -343,6 +343,11 @@ def test_names_and_groups(exports: Path, tmp_path: Path) -> None:
     assert [(each.label, each.group) for each in found] == [
         ("vanilla-export", "vanilla-export"), ("token-export", "token-export"),
         ("seed-0-m", "m"), ("seed-1-m", "m")]  # fmt: skip
+    for place, seed in (("u/m", 1), ("u:m", 2)):  # nothing tells these apart but the number that is added
+        shutil.copytree(exports / "plain", tmp_path / place)
+        (tmp_path / place / "sinktrain.json").write_text(json.dumps({"seed": seed}))
+    found = contestants(ModelOptions(str(tmp_path / "u/m")), [str(tmp_path / "u:m")])
+    assert len({each.group for each in found}) == 2
     assert contestants(ModelOptions("x"), [])[0].identity != contestants(ModelOptions("y"), [])[0].identity
     before = contestants(ModelOptions(str(exports / "token-1")), [])[0].identity
     (exports / "token-1" / "sinktrain.json").touch()
